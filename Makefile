@@ -1,0 +1,35 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Nothing but Python 3.11+ is needed before.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+THREADS ?= 2
+
+.PHONY: help env demo test test-slow lint bench clean
+help:            ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+env: $(VENV)/.installed   ## build the virtual environment
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: env        ## synthesise spoken digits, train, decode, report: the word error rate in minutes
+	$(BIN)/hemstitch train recipes/demo.toml
+
+test: env        ## the test suite (under 15 minutes on 2 cores)
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-slow: env   ## long tests: killed and resumed runs, real training
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+lint: env        ## style and architecture
+	$(BIN)/ruff check . && $(BIN)/lint-imports --no-cache
+
+bench: env       ## every benchmark, one after the other; results into benchmarks/results
+	for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done
+
+clean:           ## remove the environment and caches
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

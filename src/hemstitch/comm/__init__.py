@@ -1,0 +1,1 @@
+"""The reducer: the one way in which an algorithm speaks to other workers."""

@@ -1,0 +1,1 @@
+"""Training criteria: cross-entropy, lattice-free MMI, lattice MMI and its kin."""

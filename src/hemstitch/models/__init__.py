@@ -1,0 +1,1 @@
+"""Networks: feed-forward, time-delay, recurrent, small vision nets."""

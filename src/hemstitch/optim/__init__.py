@@ -1,0 +1,1 @@
+"""Update rules with the torch.optim contract."""

@@ -1,0 +1,1 @@
+"""The order of the updates: backward SGD, windows, fixed tail, brackets, order average."""

@@ -1,0 +1,1 @@
+"""Many workers: parameter averaging, parameter server, virtual replicas, simulated clock."""

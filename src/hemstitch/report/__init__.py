@@ -1,0 +1,1 @@
+"""Curves, tables, the HTML report of a run and of a comparison."""

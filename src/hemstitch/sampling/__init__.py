@@ -1,0 +1,1 @@
+"""Which data when: shuffled epochs that resume where they stopped, growing samples, replay."""

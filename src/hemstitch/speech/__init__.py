@@ -1,0 +1,1 @@
+"""Audio and transcripts to graphs and back: corpora, features, lexicon, alignment, decoding, scoring."""

@@ -1,0 +1,1 @@
+"""Public helpers for tests: the optimizer contract suite, small problems, oracles."""

@@ -1,0 +1,1 @@
+"""Configuration, the loop, step strategies, checkpoints, run folder."""
