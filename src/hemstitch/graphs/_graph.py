@@ -32,6 +32,9 @@ class Graph:
         final: (state,) float64 cost of ending here; inf: not final.
         start: the start state.
         label: (arc,) int64 output label (a word), 0 for none; ``None`` for an acceptor.
+        phone: (arc,) int64 phone (from 1) that begins on this arc, negative where a word begins with it, 0 where none
+            begins; ``None`` where phones mean nothing. Phone and word times are read off a path by it, also where
+            determinisation has moved the labels.
     """
 
     src: Tensor
@@ -41,6 +44,7 @@ class Graph:
     final: Tensor
     start: int = 0
     label: Tensor | None = None
+    phone: Tensor | None = None
 
     @classmethod
     def from_arcs(
@@ -52,6 +56,7 @@ class Graph:
         start: int = 0,
         final: Tensor | Sequence[float] | None = None,
         label: Tensor | Sequence[int] | None = None,
+        phone: Tensor | Sequence[int] | None = None,
     ) -> Graph:
         """Build a graph from arc lists in any order.
 
@@ -62,6 +67,7 @@ class Graph:
             final: (state,) costs, inf for "not final"; ``None``: every state is final at no cost, and there are as
                 many states as the arcs mention.
             label: (arc,) output labels, 0 for none.
+            phone: (arc,) phones that begin, negative at the beginning of a word, 0 for none.
 
         Raises:
             DataError: lengths differ, a state is out of range, or a cost is NaN.
@@ -74,12 +80,13 @@ class Graph:
             finals = torch.zeros(highest + 1, dtype=torch.float64)
         else:
             finals = torch.as_tensor(final, dtype=torch.float64).reshape(-1).cpu()
-        labels = None if label is None else torch.as_tensor(label, dtype=torch.int64).reshape(-1).cpu()
-        _check(ints, costs, finals, start, labels)
+        marks = {name: torch.as_tensor(value, dtype=torch.int64).reshape(-1).cpu()
+                 for name, value in (("label", label), ("phone", phone)) if value is not None}
+        _check(ints, costs, finals, start, marks)
         by_src = torch.argsort(ints["src"], stable=True)
         return cls(
             src=ints["src"][by_src], dst=ints["dst"][by_src], pdf=ints["pdf"][by_src], cost=costs[by_src],
-            final=finals, start=int(start), label=None if labels is None else labels[by_src],
+            final=finals, start=int(start), **{name: value[by_src] for name, value in marks.items()},
         )
 
     @property
@@ -111,10 +118,8 @@ class Graph:
         return f"Graph({self.num_states} states, {self.num_arcs} arcs, {self.num_pdfs} pdfs, start {self.start})"
 
 
-def _check(ints: dict[str, Tensor], cost: Tensor, final: Tensor, start: int, label: Tensor | None) -> None:
-    lengths = {name: value.numel() for name, value in ints.items()} | {"cost": cost.numel()}
-    if label is not None:
-        lengths["label"] = label.numel()
+def _check(ints: dict[str, Tensor], cost: Tensor, final: Tensor, start: int, marks: dict[str, Tensor]) -> None:
+    lengths = {name: value.numel() for name, value in (ints | {"cost": cost} | marks).items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"graph: src, dst, pdf and cost need one entry per arc, got lengths {lengths}")
     num_states = final.numel()
