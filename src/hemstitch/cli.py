@@ -1,1 +1,200 @@
-"""The command line: subcommands only."""
+"""The command line: subcommands only. Each one imports what it needs, so that help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hemstitch
+from hemstitch.errors import ConfigError, HemstitchError
+
+SETTINGS = "Settings of the recipe: --section.field VALUE, as often as needed (train.epochs, update.lr ...)."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status. A user's mistake is one message and status 2."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
+    if rest and not getattr(parsed, "takes_settings", False):
+        parser.error(f"unexpected arguments for {parsed.command}: {' '.join(rest)}")
+    parsed.settings = rest
+    try:
+        return parsed.function(parsed) or 0
+    except HemstitchError as error:
+        print(f"hemstitch: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All subcommands and their flags."""
+    parser = argparse.ArgumentParser(
+        prog="hemstitch",
+        description="Train neural networks, acoustic models first, beyond plain Adam.",
+        epilog="Start with: hemstitch train demo",
+    )
+    parser.add_argument("--version", action="version", version=f"hemstitch {hemstitch.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_runs(commands)
+    _add_data(commands)
+    _add(commands, "list", _list, "recipes, kinds of parts and importers")
+    _add(commands, "doctor", _doctor, "what this machine has, and what is missing")
+    return parser
+
+
+def _add(commands, name, function, text, **defaults):  # type: ignore[no-untyped-def]
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    command.set_defaults(function=function, **defaults)
+    return command
+
+
+def _add_train(commands):  # type: ignore[no-untyped-def]
+    command = commands.add_parser(
+        "train",
+        help="train a recipe",
+        add_help=False,
+        allow_abbrev=False,
+        epilog=SETTINGS,
+        description="Train a recipe, test it and write a report.",
+    )
+    command.add_argument("recipe", nargs="?", help="a TOML file, or the name of a recipe from `hemstitch list`")
+    command.add_argument(
+        "-h",
+        "--help",
+        action="store_true",
+        dest="wants_help",
+        help="this text; after a recipe, also the settings that apply to it",
+    )
+    command.add_argument("--run", type=Path, metavar="FOLDER", help="the run folder (default: runs/NAME-NUMBER)")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="short for --train.device")
+    command.add_argument(
+        "--print-config", action="store_true", help="show every value and where it comes from; do not train"
+    )
+    command.add_argument("--dry-run", action="store_true", help="show shapes, parameters, passes, memory; do not train")
+    command.add_argument("--quiet", action="store_true", help="say only the result")
+    command.set_defaults(function=_train, takes_settings=True, parser=command)
+
+
+def _add_runs(commands):  # type: ignore[no-untyped-def]
+    command = _add(commands, "resume", _resume, "continue a run that was stopped or killed")
+    command.add_argument("run", type=Path)
+    command.add_argument("--quiet", action="store_true", help="say only the result")
+    command = _add(
+        commands, "decode", _decode, "recognise a part of the corpus with a trained run", takes_settings=True
+    )
+    command.add_argument("run", type=Path)
+    command.add_argument("--part", default="test", choices=("dev", "test"), help="which part (default: test)")
+    command.epilog = "Settings: --decode.beam VALUE and so on."
+    command = _add(commands, "score", _score, "word error rate of a transcript against a reference")
+    command.add_argument("reference", type=Path, help="text file: utterance id, then the words; or a run folder")
+    command.add_argument("hypothesis", type=Path, nargs="?", help="text file of the same form")
+    command = _add(commands, "report", _report, "write the HTML report of a run")
+    command.add_argument("run", type=Path)
+    command = _add(commands, "compare", _compare, "compare runs in one HTML page; seeds of one recipe belong together")
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    command.add_argument(
+        "--out", type=Path, default=Path("comparison.html"), help="the page (default: comparison.html)"
+    )
+    command = _add(commands, "export", _export, "write the metrics of a run for another program")
+    command.add_argument("run", type=Path)
+    command.add_argument("--to", choices=("tensorboard", "csv"), default="tensorboard")
+    command.add_argument("--out", type=Path, help="target folder or file (default: inside the run folder)")
+
+
+def _add_data(commands):  # type: ignore[no-untyped-def]
+    command = _add(commands, "data", _data, "make a corpus folder with an importer, or check one", takes_settings=True)
+    command.add_argument("importer", help="name of an importer (see `hemstitch list`), or `check`")
+    command.add_argument("folder", type=Path, help="the corpus folder")
+    command.add_argument("--source", type=Path, help="what the importer reads")
+    command.epilog = "Options of the importer: --name VALUE."
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    if arguments.recipe is None:
+        arguments.parser.print_help()
+        return 0 if arguments.wants_help else 2
+    settings = [*arguments.settings, *(["--train.device", arguments.device] if arguments.device else [])]
+    if arguments.wants_help:
+        arguments.parser.print_help()
+        return commands.show_settings(arguments.recipe, settings)
+    if arguments.print_config:
+        return commands.print_config(arguments.recipe, settings)
+    if arguments.dry_run:
+        return commands.show_dry_run(arguments.recipe, settings)
+    return commands.train(arguments.recipe, settings, arguments.run, arguments.quiet)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    return commands.resume(arguments.run, arguments.quiet)
+
+
+def _decode(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    return commands.decode(arguments.run, arguments.part, arguments.settings)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    return commands.score(arguments.reference, arguments.hypothesis)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from hemstitch.report import write_report
+
+    print(write_report(arguments.run))
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from hemstitch.report import write_comparison
+
+    print(write_comparison(arguments.runs, arguments.out))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from hemstitch.report import export_csv, export_tensorboard
+
+    if arguments.to == "csv":
+        print(export_csv(arguments.run, arguments.out or arguments.run / "metrics.csv"))
+    else:
+        print(export_tensorboard(arguments.run, arguments.out or arguments.run / "tensorboard"))
+    return 0
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    if arguments.importer == "check":
+        if arguments.settings:
+            raise ConfigError(f"`data check` takes no options, got {' '.join(arguments.settings)}")
+        return commands.check_corpus(arguments.folder)
+    return commands.import_corpus(arguments.importer, arguments.source, arguments.folder, arguments.settings)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    return commands.show_lists()
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    return commands.doctor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -49,8 +49,9 @@ class ShuffledEpochs:
         shuffle: bool = True,
     ) -> None:
         if batch_size < 1 or not 0 <= worker < num_workers:
-            raise ConfigError("need batch_size >= 1 and 0 <= worker < num_workers, "
-                              f"got {batch_size}, {worker}, {num_workers}")
+            raise ConfigError(
+                f"need batch_size >= 1 and 0 <= worker < num_workers, got {batch_size}, {worker}, {num_workers}"
+            )
         if num_items < num_workers:
             raise ConfigError(f"{num_items} training items cannot be shared among {num_workers} workers")
         self.num_items, self.batch_size, self.seed, self.shuffle = num_items, batch_size, seed, shuffle
@@ -93,15 +94,23 @@ class ShuffledEpochs:
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and position, with what they are relative to."""
-        return {"epoch": self.epoch, "position": self.position, "num_items": self.num_items, "seed": self.seed,
-                "batch_size": self.batch_size, "worker": self.worker, "num_workers": self.num_workers}
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "num_items": self.num_items,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "worker": self.worker,
+            "num_workers": self.num_workers,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue where ``state`` was taken; refuses a state of other data or another seed."""
         for key in ("num_items", "seed", "worker", "num_workers"):
             if state[key] != getattr(self, key):
                 raise ConfigError(
-                    f"the saved data position is for {key} = {state[key]}, this run has {getattr(self, key)}")
+                    f"the saved data position is for {key} = {state[key]}, this run has {getattr(self, key)}"
+                )
         self.epoch, self.position = state["epoch"], state["position"]
 
 

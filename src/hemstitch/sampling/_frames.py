@@ -30,16 +30,19 @@ class FrameWindows:
         self.offsets = torch.as_tensor(offsets, dtype=torch.int64)
         lengths = self.offsets.diff()
         if features.ndim != 2 or self.offsets[-1] != len(features) or (lengths < 1).any():
-            raise DataError(f"offsets must cut the {tuple(features.shape)} features into non-empty utterances, "
-                            f"got {self.offsets.numel() - 1} utterances ending at {int(self.offsets[-1])}")
+            raise DataError(
+                f"offsets must cut the {tuple(features.shape)} features into non-empty utterances, "
+                f"got {self.offsets.numel() - 1} utterances ending at {int(self.offsets[-1])}"
+            )
         self.left, self.right = left, right
         self.num_frames, self.num_features = features.shape
         utterance = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        self._row = torch.arange(self.num_frames) + utterance * (left + right)    # first row of each frame's window
+        self._row = torch.arange(self.num_frames) + utterance * (left + right)  # first row of each frame's window
         self._padded = _pad(features, self.offsets, left, right)
         window = left + 1 + right
         self._windows = self._padded.as_strided(
-            (len(self._padded) - window + 1, window * self.num_features), (self.num_features, 1))
+            (len(self._padded) - window + 1, window * self.num_features), (self.num_features, 1)
+        )
 
     def __len__(self) -> int:
         return self.num_frames

@@ -1,1 +1,21 @@
 """Configuration, the loop, step strategies, checkpoints, run folder."""
+
+from hemstitch.train._config import options_of
+from hemstitch.train._console import Console
+from hemstitch.train._recipe import SECTIONS, TOP_LEVEL, Recipe, load_recipe, options_class
+from hemstitch.train._run import Interrupted, dry_run, load_trained, resume, train
+
+__all__ = [
+    "SECTIONS",
+    "TOP_LEVEL",
+    "Console",
+    "Interrupted",
+    "Recipe",
+    "dry_run",
+    "load_recipe",
+    "load_trained",
+    "options_class",
+    "options_of",
+    "resume",
+    "train",
+]

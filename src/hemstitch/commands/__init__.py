@@ -1,0 +1,20 @@
+"""What the subcommands do: they print for people, and call the library."""
+
+from hemstitch.commands._data import check_corpus, import_corpus
+from hemstitch.commands._doctor import doctor
+from hemstitch.commands._run import decode, resume, score, train
+from hemstitch.commands._show import print_config, show_dry_run, show_lists, show_settings
+
+__all__ = [
+    "check_corpus",
+    "decode",
+    "doctor",
+    "import_corpus",
+    "print_config",
+    "resume",
+    "score",
+    "show_dry_run",
+    "show_lists",
+    "show_settings",
+    "train",
+]

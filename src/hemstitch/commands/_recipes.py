@@ -1,0 +1,39 @@
+"""Where recipes are found: a path, or the name of one that comes with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import hemstitch
+from hemstitch.errors import ConfigError
+from hemstitch.train import Recipe, load_recipe
+from hemstitch.train._config import nearest
+
+
+def recipe_folder() -> Path:
+    """The folder of the recipes that come with the package (or the checkout)."""
+    package = Path(hemstitch.__file__).parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parents[1] / "recipes"
+
+
+def recipe_names() -> dict[str, Path]:
+    """Name -> file of the recipes that come with the package."""
+    return {path.stem: path for path in sorted(recipe_folder().glob("*.toml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path or name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = recipe_names()
+    if name in known:
+        return known[name]
+    raise ConfigError(f"no recipe {name!r}: neither a file nor the name of one. {nearest(name, list(known))}")
+
+
+def read(name: str, settings: Sequence[str]) -> Recipe:
+    """The resolved recipe of that path or name, with settings from the command line."""
+    return load_recipe(find_recipe(name), settings)

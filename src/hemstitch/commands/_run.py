@@ -1,0 +1,114 @@
+"""Commands that train, resume, decode and score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hemstitch.commands._recipes import read
+from hemstitch.errors import DataError, RunError
+from hemstitch.report import write_report
+from hemstitch.train import Console, Interrupted, load_trained
+from hemstitch.train import resume as resume_run
+from hemstitch.train import train as train_run
+from hemstitch.train._config import read_overrides
+from hemstitch.train._run_folder import read_json
+
+
+def train(name: str, settings: Sequence[str], path: Path | None, quiet: bool) -> int:
+    """Train, test, report."""
+    return _finish(lambda console: train_run(read(name, settings), path, console), quiet)
+
+
+def resume(path: Path, quiet: bool) -> int:
+    """Continue a run, test, report."""
+    return _finish(lambda console: resume_run(path, console), quiet)
+
+
+def _finish(run: Any, quiet: bool) -> int:
+    console = Console(quiet=quiet)
+    try:
+        path = run(console)
+    except Interrupted as stop:
+        print(f"stopped; everything is saved. Continue with: hemstitch resume {stop.path}")
+        return 130
+    report = write_report(path)
+    result = read_json(path / "result.json")
+    for line in headline(result):
+        print(line)
+    print(f"report: {report}")
+    print("next:")
+    print(f"  hemstitch compare {path} OTHER-RUN      two runs side by side (try another --update.kind or --seed)")
+    if "wer" in result:
+        print(f"  hemstitch decode {path} --decode.beam 16   recognise again with other settings")
+    print("  hemstitch list                          what else there is to try")
+    return 0
+
+
+def headline(result: dict[str, Any]) -> list[str]:
+    """The result of a run in a line or two."""
+    lines = []
+    for part, wer in result.get("wer", {}).items():
+        lines.append(
+            f"{part} WER {wer['rate']:.2%}  (95 %: {wer['low']:.2%} to {wer['high']:.2%}; {wer['words']} words: "
+            f"{wer['substitutions']} substituted, {wer['deletions']} deleted, {wer['insertions']} inserted)"
+        )
+    lines += [f"{part} accuracy {value:.2%}" for part, value in result.get("accuracy", {}).items()]
+    summary = result["summary"]
+    lines.append(f"{summary['parameters']:,} parameters, {summary['steps']:,} steps, {summary['wall_seconds']:.0f} s")
+    return lines
+
+
+def decode(path: Path, part: str, settings: Sequence[str]) -> int:
+    """Recognise a part with the best network of a run."""
+    overrides = read_overrides(settings)
+    foreign = [key for key in overrides if not key.startswith(("decode.", "train.device", "train.threads"))]
+    if foreign:
+        raise RunError(f"decode takes only --decode.* settings, got --{foreign[0]}: the rest is fixed by the run.")
+    run, folder = load_trained(path, Console(), {key: value for key, (value, _) in overrides.items()})
+    if not hasattr(run.task, "decode"):
+        raise RunError(f"{path} is not a speech run: there is nothing to decode.")
+    for line in headline({"wer": run.task.decode(run.model, folder, (part,), run.console), "summary": None})[:-1]:
+        print(line)
+    print(f"words of each utterance: {folder.path / 'decode' / (part + '.jsonl')}")
+    return 0
+
+
+def score(reference: Path, hypothesis: Path | None) -> int:
+    """Word error rate of one transcript file against another, or of the decoded parts of a run."""
+    from hemstitch.speech import word_error_rate
+
+    pairs = {"": (_transcript(reference), _transcript(hypothesis))} if hypothesis else _decoded(reference)
+    for name, (references, hypotheses) in pairs.items():
+        result = word_error_rate(references, hypotheses)
+        print(f"{name} {result}".strip())
+    return 0
+
+
+def _decoded(path: Path) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+    import json
+
+    found = {}
+    for file in sorted((path / "decode").glob("*.jsonl")):
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        found[file.stem] = ({r["id"]: r["reference"] for r in rows}, {r["id"]: r["hypothesis"] for r in rows})
+    if not found:
+        raise RunError(f"{path}: no decoded words there. Give a run folder that was decoded, or two transcript files.")
+    return found
+
+
+def _transcript(path: Path) -> dict[str, str]:
+    rows: dict[str, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a transcript ({error}).") from None
+    for number, line in enumerate(lines, start=1):
+        identifier, _, words = line.strip().partition(" ")
+        if not identifier:
+            continue
+        if identifier in rows:
+            raise DataError(f"{path}:{number}: utterance {identifier!r} appears twice.")
+        rows[identifier] = words.strip()
+    return rows

@@ -1,0 +1,116 @@
+"""From a recipe to the parts of a run: which class each ``kind`` stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from hemstitch.criteria import CrossEntropy
+from hemstitch.errors import ConfigError
+from hemstitch.models import FeedForward
+from hemstitch.train import _options as o
+from hemstitch.train._console import Console
+from hemstitch.train._images import ImageTask
+from hemstitch.train._loop import Loop
+from hemstitch.train._recipe import Recipe
+from hemstitch.train._run_folder import RunFolder
+from hemstitch.train._schedules import Schedule
+from hemstitch.train._speech import SpeechTask
+from hemstitch.train._strategies import Gradient, SinglePass, Strategy
+
+
+def build_device(options: o.Training) -> torch.device:
+    """The device that the recipe asks for; also sets the number of threads."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    available = torch.cuda.is_available()
+    if options.device == "cuda" and not available:
+        raise ConfigError(
+            "train.device = 'cuda', but this torch sees no GPU. Use cpu, or install a CUDA build of torch."
+        )
+    return torch.device("cuda" if options.device == "cuda" or (options.device == "auto" and available) else "cpu")
+
+
+def build_task(recipe: Recipe, device: torch.device, console: Console) -> Any:
+    """Data and supervision."""
+    if isinstance(recipe.data, o.ImageData):
+        return ImageTask(recipe.data, device)
+    return SpeechTask(recipe, device, console)
+
+
+def build_model(recipe: Recipe, num_inputs: int, num_outputs: int) -> nn.Module:
+    """The network, its weights drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    options = dataclasses.asdict(recipe.model)
+    if isinstance(recipe.model, o.MlpModel):
+        options |= {"left_context": 0, "right_context": 0}
+    return FeedForward(num_inputs, num_outputs, **options)
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The update rule."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    match recipe.update:
+        case o.MomentumSgd(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay):
+            return torch.optim.SGD(parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=decay)
+        case o.Adam(lr=lr, beta1=beta1, beta2=beta2, weight_decay=decay):
+            return torch.optim.Adam(parameters, lr, (beta1, beta2), weight_decay=decay)
+        case o.AdamW(lr=lr, beta1=beta1, beta2=beta2, weight_decay=decay):
+            return torch.optim.AdamW(parameters, lr, (beta1, beta2), weight_decay=decay)
+    raise ConfigError(f"no optimizer for {recipe.update}")
+
+
+def build_strategy(recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer) -> Strategy:
+    """How a step uses data, gradient and optimizer."""
+    gradient = Gradient(model, CrossEntropy(), autocast=recipe.train.precision == "bf16")
+    return SinglePass(gradient, optimizer, clip=recipe.train.clip)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a run before a folder is made for it."""
+
+    recipe: Recipe
+    task: Any
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    strategy: Strategy
+    schedule: Schedule
+    source: Any
+    console: Console
+
+    def loop(self, folder: RunFolder) -> Loop:
+        """The run in motion, writing to ``folder``."""
+        return Loop(
+            task=self.task,
+            model=self.model,
+            optimizer=self.optimizer,
+            strategy=self.strategy,
+            schedule=self.schedule,
+            source=self.source,
+            folder=folder,
+            options=self.recipe.train,
+            console=self.console,
+        )
+
+
+def build_run(recipe: Recipe, console: Console) -> Run:
+    """Every part of a run."""
+    device = build_device(recipe.train)
+    task = build_task(recipe, device, console)
+    model = build_model(recipe, task.num_inputs, task.num_outputs).to(device)
+    task.bind(model)
+    optimizer = build_optimizer(recipe, model)
+    return Run(
+        recipe=recipe,
+        task=task,
+        model=model,
+        optimizer=optimizer,
+        strategy=build_strategy(recipe, model, optimizer),
+        schedule=Schedule(recipe.schedule, recipe.train.epochs),
+        source=task.source(recipe.train.batch_size, recipe.seed),
+        console=console,
+    )

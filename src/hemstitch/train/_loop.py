@@ -1,0 +1,346 @@
+"""The training loop.
+
+One pass of ``while`` is one step: set the learning rate, let the strategy take its data and step, log. At the end of an
+epoch: look at the dev part, let the task renew its supervision (realignment), save. Everything that changes is in
+``Loop.state_dict``, so that a run which was killed at any moment continues from its last checkpoint to the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from hemstitch.errors import NonFiniteError, RunError
+from hemstitch.sampling import BatchSource
+from hemstitch.train._console import Console
+from hemstitch.train._options import Training
+from hemstitch.train._run_folder import RunFolder
+from hemstitch.train._schedules import Schedule
+from hemstitch.train._strategies import Batch, StepReport, Strategy
+
+
+class Task(Protocol):
+    """What is learned: data, supervision and the final test."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Values on the dev part; ``loss`` is the one that is minimised."""
+
+    def after_epoch(self, epoch: int, model: nn.Module) -> list[tuple[str, str]]:
+        """Renew the supervision if it is due; returns (kind, message) events."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`after_epoch` has changed."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+
+
+@dataclass
+class Progress:
+    """How far a run is; the x-axes of every curve.
+
+    Attributes:
+        step: updates, those left out included.
+        samples: training samples consumed.
+        forward, backward: samples sent forward and backward by training (looks at the dev part not counted).
+        wall, cpu: seconds spent by this run, all its sessions together.
+        non_finite: steps left out or rolled back.
+        looked: epochs after which the dev part was looked at.
+        best_loss, best_step: the best look.
+    """
+
+    step: int = 0
+    samples: int = 0
+    forward: float = 0.0
+    backward: float = 0.0
+    wall: float = 0.0
+    cpu: float = 0.0
+    non_finite: int = 0
+    looked: int = 0
+    best_loss: float = math.inf
+    best_step: int = -1
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last logged training value."""
+
+    loss: float = 0.0
+    weight: float = 0.0
+    errors: float = 0.0
+    norm: float = 0.0
+    steps: int = 0
+
+    def add(self, report: StepReport) -> None:
+        """Add a step that was applied."""
+        self.loss += report.loss
+        self.weight += report.weight
+        self.errors += report.errors or 0.0
+        self.norm += report.gradient_norm or 0.0
+        self.steps += 1
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved.
+
+    Attributes:
+        path: the run folder to resume.
+    """
+
+    path: Path | None = None
+
+
+class Loop:
+    """A run in motion.
+
+    Args:
+        task, model, optimizer, strategy, schedule, source: the parts, see the module docstring.
+        folder: where everything is written.
+        options: the recipe's [train] section.
+        console: progress bars and messages.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        strategy: Strategy,
+        schedule: Schedule,
+        source: BatchSource[Batch],
+        folder: RunFolder,
+        options: Training,
+        console: Console,
+    ) -> None:
+        self.task, self.model, self.optimizer, self.strategy = task, model, optimizer, strategy
+        self.schedule, self.source, self.folder = schedule, source, folder
+        self.options, self.console = options, console
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.progress, self.window = Progress(), Window()
+        self.clock = (time.perf_counter(), time.process_time())
+        self.stop_requested = False
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the end of the last epoch.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
+            NonFiniteError: a loss or gradient was not finite and the policy is to stop, or it happened too often.
+        """
+        handlers = self._catch_signals()
+        if self.progress.step == 0 and self.options.non_finite == "roll-back":
+            self.save()
+        try:
+            with self.console.progress(self.options.epochs * self.source.indices.batches_per_epoch) as bar:
+                while not self.finished:
+                    if self.source.indices.at_epoch_end:
+                        self.end_epoch()
+                        if self.finished:
+                            break
+                    self.one_step()
+                    bar.update(self.progress.step, self.description())
+                    if self.stop_requested:
+                        self.save()
+                        raise Interrupted
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch has been looked at."""
+        return self.progress.looked >= self.options.epochs
+
+    def one_step(self) -> None:
+        """One update, or the decision not to make it."""
+        indices = self.source.indices
+        self._set_learning_rate(indices.epoch + indices.position / indices.items_per_epoch)
+        report = self.strategy.step(self.source)
+        progress = self.progress
+        progress.step += 1
+        progress.samples += report.samples
+        progress.forward += report.forward
+        progress.backward += report.backward
+        if report.applied:
+            self.window.add(report)
+        else:
+            self.handle_non_finite(report)
+        if progress.step % self.options.log_every == 0:
+            self.log_training()
+        if self.options.checkpoint_every and progress.step % self.options.checkpoint_every == 0:
+            self.save()
+
+    def end_epoch(self) -> None:
+        """Look at the dev part, renew the supervision, save, move to the next epoch."""
+        indices, progress = self.source.indices, self.progress
+        epoch = indices.epoch + 1
+        self.log_training()
+        if epoch % self.options.evaluate_every == 0 or epoch == self.options.epochs:
+            values = self.task.evaluate(self.model)
+            self.log("dev", values)
+            self.console.look(epoch, self.options.epochs, progress.step, values)
+            if values["loss"] < progress.best_loss:
+                progress.best_loss, progress.best_step = values["loss"], progress.step
+            if self.schedule.observe(values["loss"]):
+                self.event("learning-rate", f"dev loss is flat: learning rate times {self.schedule.reduction:g}")
+        if epoch < self.options.epochs:
+            for kind, message in self.task.after_epoch(epoch, self.model):
+                self.event(kind, message)
+        progress.looked = epoch
+        indices.epoch, indices.position = epoch, 0
+        self.save()
+
+    def handle_non_finite(self, report: StepReport) -> None:
+        """A loss or gradient that is not finite: stop, leave the step out, or roll back, as the recipe says."""
+        progress, options = self.progress, self.options
+        progress.non_finite += 1
+        what = f"step {progress.step}: loss {report.loss:g}, gradient norm {report.gradient_norm}"
+        if options.non_finite == "raise" or progress.non_finite > options.max_non_finite:
+            self.event("non-finite", what, level="error")
+            raise NonFiniteError(
+                f"{what} (not finite; {progress.non_finite} such steps). The parameters were not touched. Lower "
+                "update.lr or set train.clip; --train.non_finite skip leaves such steps out, roll-back returns to the "
+                "last checkpoint."
+            )
+        if options.non_finite == "roll-back":
+            self.roll_back(what)
+        else:
+            self.event("non-finite", f"{what}: step left out", level="warning")
+
+    def roll_back(self, what: str) -> None:
+        """Take model and optimizer from the last checkpoint, halve the learning rate, go on with the next data."""
+        found = self.folder.load_newest()
+        if found is None:
+            raise NonFiniteError(f"{what}: there is no checkpoint to roll back to yet. Lower update.lr.")
+        state = found[0]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.reduction *= 0.5
+        self.event(
+            "non-finite",
+            f"{what}: rolled back to step {state['progress']['step']}, learning rate times {self.schedule.reduction:g}",
+            level="warning",
+        )
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def log(self, split: str, values: dict[str, float]) -> None:
+        """Append values to metrics.jsonl, with every x-axis."""
+        self._tick()
+        progress, per_epoch = self.progress, self.source.indices.num_items
+        axes = {
+            "step": progress.step,
+            "epoch": progress.samples / per_epoch,
+            "samples": progress.samples,
+            "forward_passes": progress.forward / per_epoch,
+            "backward_passes": progress.backward / per_epoch,
+            "wall_seconds": round(progress.wall, 3),
+            "cpu_seconds": round(progress.cpu, 3),
+            "split": split,
+        }
+        self.folder.metrics.append({**axes, "name": name, "value": value} for name, value in values.items())
+
+    def log_training(self) -> None:
+        """Log the averages since the last time."""
+        window = self.window
+        if not window.steps or not window.weight:
+            return
+        values = {
+            "loss": window.loss / window.weight,
+            "error": window.errors / window.weight,
+            "gradient_norm": window.norm / window.steps,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        self.log("train", values)
+        self.window = Window()
+
+    def event(self, kind: str, message: str, level: str = "info") -> None:
+        """Append to events.jsonl and tell the user."""
+        self._tick()
+        self.folder.events.append(
+            [
+                {
+                    "wall_seconds": round(self.progress.wall, 3),
+                    "step": self.progress.step,
+                    "level": level,
+                    "kind": kind,
+                    "message": message,
+                }
+            ]
+        )
+        self.console.event(level, message)
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self._tick()
+        best = self.progress.best_step if self.progress.best_step >= 0 else None
+        self.folder.save_checkpoint(self.progress.step, self.state_dict(), keep=self.options.keep, best_step=best)
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on to the same bits."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "source": self.source.state_dict(),
+            "task": self.task.state_dict(),
+            "progress": asdict(self.progress),
+            "window": asdict(self.window),
+            "random": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            state["random_cuda"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name in ("schedule", "source", "task"):
+                getattr(self, name).load_state_dict(state[name])
+            self.progress, self.window = Progress(**state["progress"]), Window(**state["window"])
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise RunError(f"the checkpoint does not fit this run's configuration: {error}") from None
+        torch.set_rng_state(state["random"])
+        if "random_cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    # -- small things ----------------------------------------------------------------------------------------------
+
+    def description(self) -> str:
+        """What stands beside the progress bar."""
+        mean = self.window.loss / self.window.weight if self.window.weight else math.nan
+        return f"epoch {self.source.indices.epoch + 1}/{self.options.epochs}  loss {mean:.3f}"
+
+    def _set_learning_rate(self, epochs: float) -> None:
+        factor = self.schedule.factor(epochs)
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = rate * factor
+
+    def _tick(self) -> None:
+        now = (time.perf_counter(), time.process_time())
+        self.progress.wall += now[0] - self.clock[0]
+        self.progress.cpu += now[1] - self.clock[1]
+        self.clock = now
+
+    def _catch_signals(self) -> dict[int, Any]:
+        def request_stop(number: int, frame: Any) -> None:
+            self.stop_requested = True
+
+        try:
+            return {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: the caller stops the run in another way
+            return {}

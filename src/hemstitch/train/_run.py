@@ -1,0 +1,158 @@
+"""Start, resume and finish a run: what the command line and a notebook call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hemstitch.errors import HemstitchError, RunError
+from hemstitch.train._build import Run, build_run
+from hemstitch.train._checkpoint import load_checkpoint
+from hemstitch.train._console import Console
+from hemstitch.train._loop import Interrupted, Loop
+from hemstitch.train._recipe import Recipe, restore_recipe
+from hemstitch.train._run_folder import RESULT, RunFolder, next_run_path, read_json
+
+Reporter = Callable[[Path], Path]
+
+
+def train(recipe: Recipe, path: Path | None = None, console: Console | None = None) -> Path:
+    """Train a recipe from the start; returns the run folder, which then holds result.json.
+
+    Args:
+        recipe: what to do.
+        path: the run folder; ``None``: ``runs/<name>-<number>``.
+        console: where messages go; ``None``: standard error.
+
+    Raises:
+        HemstitchError: bad input, a folder that cannot be written, non-finite values.
+        Interrupted: stopped by a signal; ``resume`` continues.
+    """
+    console = console or Console()
+    run = build_run(recipe, console)
+    folder = RunFolder.create(path or next_run_path(Path("runs"), recipe.name), recipe.with_origins())
+    console.say(f"run folder: {folder.path}")
+    return _go(run, folder, run.loop(folder))
+
+
+def resume(path: Path, console: Console | None = None) -> Path:
+    """Continue a run that was killed or stopped, to the same bits as if it had not been.
+
+    A finished run is left as it is.
+    """
+    console = console or Console()
+    folder = RunFolder.open(path)
+    if (path / RESULT).exists() and read_json(path / RESULT).get("status") == "finished":
+        console.say(f"{path}: finished already")
+        return path
+    run = build_run(restore_recipe(folder.config()), console)
+    loop = run.loop(folder)
+    found = folder.load_newest()
+    state, complaints = found or (None, [])
+    folder.rewind(state)
+    if state is not None:
+        loop.load_state_dict(state)
+    for complaint in complaints:
+        loop.event("checkpoint", complaint, level="warning")
+    console.say(f"{path}: continuing after step {loop.progress.step}")
+    return _go(run, folder, loop)
+
+
+def _go(run: Run, folder: RunFolder, loop: Loop) -> Path:
+    if loop.progress.step == 0:
+        for kind, message in getattr(run.task, "notices", []):
+            loop.event(kind, message, level="warning")
+    try:
+        loop.run()
+        loop.event("finish", f"testing the network of step {loop.progress.best_step}, the best on dev")
+        load_best(loop, folder)
+        outcome = run.task.finish(run.model, folder, run.console)
+    except Interrupted as stop:
+        stop.path = folder.path
+        raise
+    except HemstitchError as error:
+        folder.write_result({"status": "failed", "error": str(error), "summary": summary(loop)})
+        raise
+    folder.write_result({"status": "finished", "summary": summary(loop), **outcome})
+    return folder.path
+
+
+def load_best(loop: Loop, folder: RunFolder) -> None:
+    """Give the model the parameters that were best on dev, and the task the state that went with them."""
+    state = load_checkpoint(folder.checkpoint_path(loop.progress.best_step))
+    loop.model.load_state_dict(state["model"])
+    loop.task.load_state_dict(state["task"])
+
+
+def load_trained(path: Path, console: Console, overrides: dict[str, Any] | None = None) -> tuple[Run, RunFolder]:
+    """A finished (or stopped) run with its best network, for decoding."""
+    folder = RunFolder.open(path)
+    config = folder.config()
+    for key, value in (overrides or {}).items():
+        config[key] = {"value": value, "origin": "command line"}
+    run = build_run(restore_recipe(config), console)
+    found = folder.load_newest()
+    if found is None:
+        raise RunError(f"{path}: no checkpoint yet, nothing to decode with. `hemstitch resume` it first.")
+    loop = run.loop(folder)
+    loop.load_state_dict(found[0])
+    if loop.progress.best_step >= 0 and folder.checkpoint_path(loop.progress.best_step).exists():
+        load_best(loop, folder)
+    return run, folder
+
+
+def summary(loop: Loop) -> dict[str, Any]:
+    """Headline numbers of a run."""
+    progress = loop.progress
+    per_epoch = loop.source.indices.num_items
+    return {
+        "parameters": sum(p.numel() for p in loop.model.parameters()),
+        "steps": progress.step,
+        "forward_passes": progress.forward / per_epoch,
+        "backward_passes": progress.backward / per_epoch,
+        "wall_seconds": round(progress.wall, 2),
+        "cpu_seconds": round(progress.cpu, 2),
+        "best_dev_loss": progress.best_loss,
+        "best_step": progress.best_step,
+        "non_finite_steps": progress.non_finite,
+    }
+
+
+def dry_run(recipe: Recipe, console: Console) -> dict[str, Any]:
+    """Shapes, parameters, passes and memory of a recipe, measured on one step that is thrown away."""
+    run = build_run(recipe, console)
+    parameters = sum(p.numel() for p in run.model.parameters())
+    batch = run.source.select(torch.arange(min(recipe.train.batch_size, run.source.indices.num_items)))
+    with torch.no_grad():
+        outputs = run.model(batch.inputs)
+    begin = time.perf_counter()
+    report = run.strategy.step(run.source)
+    seconds = time.perf_counter() - begin
+    state = sum(
+        t.numel() * t.element_size()
+        for s in run.optimizer.state.values()
+        for t in s.values()
+        if isinstance(t, torch.Tensor)
+    )
+    batches = run.source.indices.batches_per_epoch
+    return {
+        **run.task.facts(),
+        "input batch": tuple(batch.inputs.shape),
+        "output batch": tuple(outputs.shape),
+        "parameters": parameters,
+        "steps per epoch": batches,
+        "steps": batches * recipe.train.epochs,
+        "forward passes per step": report.forward / report.samples,
+        "backward passes per step": report.backward / report.samples,
+        "parameters and gradient, MB": round(8 * parameters / 1e6, 1),
+        "optimizer state, MB": round(state / 1e6, 1),
+        "first step, seconds": round(seconds, 4),
+        "all steps at that speed, minutes": round(seconds * batches * recipe.train.epochs / 60, 1),
+    }
+
+
+__all__ = ["Interrupted", "dry_run", "load_trained", "resume", "train"]

@@ -1,0 +1,141 @@
+"""Step strategies: how one step of the run uses data, gradient and optimizer.
+
+The loop knows only ``strategy.step(source)``. A strategy draws its own data from the source, so that an optimizer with
+two passes over a batch, one that wants samples of its own, and one that replays old batches all fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hemstitch.sampling import BatchSource
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and supervision of one step.
+
+    Attributes:
+        inputs: (batch, window, feature) or whatever the model takes.
+        targets: what the criterion takes.
+        samples: how many training samples (frames, images) the batch holds.
+    """
+
+    inputs: Tensor
+    targets: Any
+    samples: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did.
+
+    Attributes:
+        loss: summed loss before the step; may be non-finite, then ``applied`` is false.
+        weight: what to divide it by.
+        errors: number of wrong decisions, if the criterion counts them.
+        samples: training samples consumed.
+        forward, backward: samples sent forward and backward through the network.
+        gradient_norm: before clipping; ``None`` if the strategy does not form it.
+        applied: whether the parameters moved.
+        extra: further values to log, by name.
+    """
+
+    loss: float
+    weight: float
+    errors: float | None
+    samples: int
+    forward: float
+    backward: float
+    gradient_norm: float | None
+    applied: bool
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+class Strategy(Protocol):
+    """One step of training."""
+
+    def step(self, source: BatchSource[Batch]) -> StepReport:
+        """Take data from the source and change the parameters, or report why not."""
+
+
+@dataclass
+class Gradient:
+    """Forward and backward on a batch: leaves the gradient of the mean loss in ``.grad``.
+
+    Attributes:
+        model: the network.
+        criterion: (outputs, targets) -> objective with ``loss`` (a sum) and ``weight``.
+        autocast: whether the forward pass runs in bfloat16.
+    """
+
+    model: nn.Module
+    criterion: Callable[[Tensor, Any], Any]
+    autocast: bool = False
+
+    def objective(self, batch: Batch) -> Any:
+        """Forward pass."""
+        if not self.autocast:
+            return self.criterion(self.model(batch.inputs), batch.targets)
+        with torch.autocast(batch.inputs.device.type, dtype=torch.bfloat16):
+            outputs = self.model(batch.inputs)
+        return self.criterion(outputs.float(), batch.targets)
+
+    def __call__(self, batch: Batch) -> Any:
+        """Forward and backward pass; returns the objective."""
+        objective = self.objective(batch)
+        if objective.weight > 0:
+            (objective.loss / objective.weight).backward()
+        return objective
+
+
+class SinglePass:
+    """One gradient, one step: every ordinary optimizer.
+
+    Args:
+        gradient: computes the gradient of a batch.
+        optimizer: any torch optimizer whose ``step`` needs no closure.
+        clip: largest gradient norm; 0 for none.
+    """
+
+    def __init__(self, gradient: Gradient, optimizer: torch.optim.Optimizer, clip: float = 0.0) -> None:
+        self.gradient, self.optimizer, self.clip = gradient, optimizer, clip
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(self, source: BatchSource[Batch]) -> StepReport:
+        """Draw a batch, follow its gradient; a gradient that is not finite is not followed."""
+        batch = source.next()
+        self.optimizer.zero_grad(set_to_none=True)
+        objective = self.gradient(batch)
+        norm = clip_gradient(self.parameters, self.clip)
+        loss = float(objective.loss.detach())
+        applied = math.isfinite(loss) and math.isfinite(norm)
+        if applied:
+            self.optimizer.step()
+        return StepReport(
+            loss=loss,
+            weight=objective.weight,
+            errors=getattr(objective, "errors", None),
+            samples=batch.samples,
+            forward=batch.samples,
+            backward=batch.samples,
+            gradient_norm=norm,
+            applied=applied,
+        )
+
+
+def clip_gradient(parameters: Iterable[Tensor], largest: float) -> float:
+    """Scale the gradients down to a common norm of at most ``largest`` (0: leave them); returns the norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return 0.0
+    norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+    if largest > 0 and math.isfinite(norm) and norm > largest:
+        torch._foreach_mul_(gradients, largest / norm)
+    return norm
