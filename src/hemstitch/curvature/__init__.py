@@ -1,1 +1,26 @@
 """Curvature of a loss: linear operators, conjugate gradients, preconditioners, online low-rank Fisher."""
+
+from hemstitch.curvature._fisher import fisher
+from hemstitch.curvature._gauss_newton import gauss_newton, gauss_newton_of_outputs
+from hemstitch.curvature._hessian import hessian
+from hemstitch.curvature._online_fisher import FisherReport, OnlineNaturalGradient, simple_natural_gradient
+from hemstitch.curvature._operator import LinearOperator
+from hemstitch.curvature._output_curvature import loss_fisher, loss_hessian, occupancy_product
+from hemstitch.curvature._parameters import FlatParameters
+from hemstitch.curvature._target_loss import TargetLoss
+
+__all__ = [
+    "FisherReport",
+    "FlatParameters",
+    "LinearOperator",
+    "OnlineNaturalGradient",
+    "TargetLoss",
+    "fisher",
+    "gauss_newton",
+    "gauss_newton_of_outputs",
+    "hessian",
+    "loss_fisher",
+    "loss_hessian",
+    "occupancy_product",
+    "simple_natural_gradient",
+]
