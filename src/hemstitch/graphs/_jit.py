@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hemstitch.errors import HemstitchError
+
 try:
     import numba
 except ImportError as error:
-    raise ImportError("this graph kernel needs Numba: pip install 'hemstitch[speech]'") from error
+    raise HemstitchError(f"this graph kernel needs numba: pip install 'hemstitch[speech]' ({error})") from error
 
 _MOST_NESTED_KERNELS = 16
 

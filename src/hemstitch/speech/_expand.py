@@ -1,0 +1,122 @@
+"""From phones on arcs to frames on arcs: every phone becomes the states of its HMM.
+
+A state of the result stands for "the last frame was accounted to state k of phone p, and the phone leads to t". Phone
+arcs that agree in (p, t) share their HMM; they differ in the arc that enters it. Entry arcs run from the last HMM state
+of what precedes to the first of what follows; they carry the word label, the mark of the beginning phone and the cost
+of the phone arc. No epsilons are needed, but where n phones meet and m phones leave, n m entry arcs are more than the
+n + m arcs to and from a state in between: decoding graphs get such states.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hemstitch.errors import MisuseError
+from hemstitch.graphs import Graph
+from hemstitch.graphs._graph import EPSILON
+from hemstitch.speech._topology import Topology
+
+
+class PhoneGraph(NamedTuple):
+    """A graph whose arcs consume whole phones.
+
+    ``phone`` is as in :class:`~hemstitch.graphs.Graph`: negative where a word begins; 0: an epsilon.
+    """
+
+    src: np.ndarray
+    dst: np.ndarray
+    phone: np.ndarray
+    label: np.ndarray
+    cost: np.ndarray
+    final: np.ndarray
+    start: int = 0
+
+
+def expand(phones: PhoneGraph, topology: Topology, *, with_epsilons: bool) -> Graph:
+    """Replace each phone by its HMM.
+
+    Args:
+        phones: the graph over phones.
+        topology: the HMMs.
+        with_epsilons: add states between phones where that saves arcs; needed if ``phones`` has epsilons.
+
+    Raises:
+        MisuseError: ``phones`` has epsilons and the result may not.
+    """
+    spoken = phones.phone != 0
+    if not with_epsilons and not spoken.all():
+        raise MisuseError("expand: the graph over phones has epsilons, so with_epsilons must be true")
+    hmms = _Hmms(phones, spoken, topology)
+    hub = _hubs(phones, spoken, hmms, with_epsilons)
+    num_hubs = int((hub >= 0).sum())
+    first, last = hmms.first + num_hubs, hmms.first + num_hubs + hmms.count - 1
+
+    # How each phone-level state can be left: from its hub, or else from the ends of the phones that lead to it.
+    direct = hub[hmms.dst] < 0
+    exits = np.concatenate([np.flatnonzero(hub >= 0), hmms.dst[direct]])
+    exit_states = np.concatenate([hub[hub >= 0], last[direct]])
+    order = np.argsort(exits, kind="stable")
+    arc, exit_ = _join(exits[order], phones.src)
+    source = exit_states[order][exit_]
+
+    is_entry, entry, skip = spoken[arc], arc[spoken[arc]], arc[~spoken[arc]]
+    hmm, row, states = hmms.of_arc[entry], hmms.row, num_hubs + np.arange(len(hmms.row))
+    into, table = row[hmms.first[hmm]], topology.phone_table
+    inner = np.setdiff1d(np.arange(len(row)), hmms.first)
+    src, dst, pdf, cost, label, phone = (np.concatenate(column) for column in zip(
+        _arcs(source[is_entry], first[hmm], table.enter_pdf[into], phones.cost[entry] + table.enter_cost[into],
+              phones.label[entry], phones.phone[entry]),
+        _arcs(states[inner] - 1, states[inner], table.enter_pdf[row[inner]], table.enter_cost[row[inner]]),
+        _arcs(states, states, table.loop_pdf[row], table.loop_cost[row]),
+        _arcs(source[~is_entry], hub[phones.dst[skip]], EPSILON, phones.cost[skip], phones.label[skip]),
+        _arcs(last[~direct], hub[hmms.dst[~direct]], EPSILON, 0.0),
+    ))
+    final = np.full(num_hubs + len(hmms.row), np.inf)
+    final[exit_states] = phones.final[exits]
+    return Graph.from_arcs(src, dst, pdf, cost, start=int(hub[phones.start]), final=final, label=label, phone=phone)
+
+
+class _Hmms:
+    """One HMM for each pair (phone, state it leads to).
+
+    ``dst``: that state; ``count``: number of HMM states; ``first``: place of the first of them among all; ``row``: of
+    every HMM state, its row in the topology's table; ``of_arc``: the HMM of every phone arc (of epsilons: meaningless).
+    """
+
+    def __init__(self, phones: PhoneGraph, spoken: np.ndarray, topology: Topology):
+        num_phones = len(topology.phones) + 1
+        keys, of_spoken = np.unique(phones.dst[spoken] * num_phones + np.abs(phones.phone[spoken]), return_inverse=True)
+        self.dst, phone = np.divmod(keys, num_phones)
+        self.of_arc = np.zeros(len(spoken), int)
+        self.of_arc[spoken] = of_spoken
+        offsets = topology.phone_table.offsets
+        self.count = np.diff(offsets)[phone - 1]
+        self.first = np.cumsum(self.count) - self.count
+        self.row = np.arange(self.count.sum()) + np.repeat(offsets[phone - 1] - self.first, self.count)
+
+
+def _arcs(src: np.ndarray, dst: np.ndarray, pdf, cost, label=0, phone=0) -> list[np.ndarray]:
+    """Columns of equal length; one number stands for all arcs."""
+    return [np.broadcast_to(column, src.shape) for column in (src, dst, pdf, cost, label, phone)]
+
+
+def _hubs(phones: PhoneGraph, spoken: np.ndarray, hmms: _Hmms, with_epsilons: bool) -> np.ndarray:
+    """(state,) the number of the graph state that stands for a phone-level state itself, -1 where none is needed."""
+    num_states = len(phones.final)
+    needed = np.zeros(num_states, bool)
+    needed[phones.start] = True
+    if with_epsilons:
+        entering, leaving = np.bincount(hmms.dst, minlength=num_states), np.bincount(phones.src, minlength=num_states)
+        needed |= entering * leaving > 2 * (entering + leaving)
+        needed[phones.dst[~spoken]] = True
+    return np.where(needed, np.cumsum(needed) - 1, -1)
+
+
+def _join(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All (i, j) with ``wanted[i] == keys[j]``; the keys are sorted."""
+    begin = np.searchsorted(keys, wanted, "left")
+    counts = np.searchsorted(keys, wanted, "right") - begin
+    i = np.repeat(np.arange(len(wanted)), counts)
+    return i, np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts - begin, counts)
