@@ -58,11 +58,11 @@ def make_run(tmp_path):
         name: str = "an4", *, seed: int = 0, lr: float = 0.1, passes_per_step: int = 1, epochs=5, **settings
     ) -> Path:
         folder = tmp_path / f"{name}-{lr}-{passes_per_step}-{seed}"
-        config = {"name": (name, "recipes/an4.toml"), "seed": (seed, "command line")}
+        config = {"name": (name, "recipes/an4.toml:3"), "seed": (seed, "command line")}
         config |= {
-            "update.lr": (lr, "recipes/an4.toml"),
+            "update.lr": (lr, "recipes/an4.toml:3"),
             "update.momentum": (0.0, "default"),
-            "model.sizes": ([512, 512], "recipes/an4.toml"),
+            "model.sizes": ([512, 512], "recipes/an4.toml:3"),
         }
         config |= {key: (value, "command line") for key, value in settings.items()}
         metrics = _metrics(seed, lr, passes_per_step, epochs)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hemstitch.errors import RunError
-from hemstitch.report import read_run, reproduction_command, write_comparison, write_report
+from hemstitch.report import read_run, report_page, reproduction_command, write_comparison, write_report
 
 HOSTILE = "</script></style><img src=x onerror=alert(1)>\"'&\x00\ud800 $\\frac{"
 
@@ -96,6 +96,18 @@ def test_reproduction_command_quotes_what_was_typed(make_run):
     assert remark == ""
 
 
+def test_reproduction_command_knows_extended_recipes_and_what_was_typed(make_run):
+    folder = make_run()
+    config = json.loads((folder / "config.json").read_text())
+    config["update.lr"]["origin"] = "recipes/base.toml:7"
+    (folder / "config.json").write_text(json.dumps(config))
+    command = "hemstitch train recipes/an4.toml --seed 0"
+    assert reproduction_command(read_run(folder)) == (command, "It builds on recipes/base.toml.")
+    typed = ["hemstitch", "train", "an4", "--name", "a b"]
+    (folder / "environment.json").write_text(json.dumps({"command": typed}))
+    assert reproduction_command(read_run(folder)) == ("hemstitch train an4 --name 'a b'", "")
+
+
 def test_report_elsewhere_and_where_it_cannot_go(make_run, tmp_path):
     folder = make_run()
     assert write_report(folder, tmp_path / "new" / "page.html").is_file()
@@ -143,6 +155,15 @@ def test_long_curves_are_averaged_and_keep_their_range():
     assert low.min() == 0 and high.max() == 20_000
     np.testing.assert_allclose(mean_x[0], (x[:34]).mean())
     assert thin(x[:300], x[:300])[2] is None
+
+
+def test_only_fractions_are_shown_as_percent(make_run, parse):
+    folder = make_run()
+    values = {"frame_error": 0.5, "squared_error": 7.0}
+    lines = [json.dumps(dict(step=s, split="dev", name=n, value=v / s)) for n, v in values.items() for s in (1, 2)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    frame, squared = re.findall(r"<figcaption>\w+ error</figcaption>.*?</svg>", report_page(read_run(folder)))
+    assert "50\u00a0%" in frame and "%" not in squared
 
 
 def test_mean_of_seeds_covers_what_all_have():

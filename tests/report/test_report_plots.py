@@ -8,7 +8,7 @@ import pytest
 from hemstitch.report import Bar, Series, bar_plot, histogram, line_plot, page, scatter_plot
 
 X = np.arange(5.0)
-HOSTILE = "_<b>$x$</b>--> \u4f60\u597d \U0001f600 \x01\ud800 #0a0b00"
+HOSTILE = "_<b>$x$</b>--> \u4f60\u597d \U0001f600 \x01\ud800 #0a0b00 #0a0b0f"
 
 
 def paths(svg: str) -> list[np.ndarray]:
@@ -36,6 +36,11 @@ def test_decades_are_drawn_logarithmically(y, logarithmic):
     (points,) = paths(line_plot([Series(x=X, y=y)], title="decades"))
     third = (points[0, 1] - points[1, 1]) / (points[0, 1] - points[2, 1])
     assert (abs(third - 1 / 3) < 0.01) == logarithmic
+
+
+def test_decades_are_named_in_plain_numbers(parse):
+    words = parse(line_plot([Series(x=X, y=10.0 ** (X - 4))], title="damping")).text.split()
+    assert {"0.0001", "0.01", "1"} <= set(words) and not any("$" in word for word in words)
 
 
 def test_legend_names_each_label_once(parse):

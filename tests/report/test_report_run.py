@@ -13,7 +13,7 @@ from hemstitch.report import Errors, Setting, group_runs, read_run
 def test_complete_run(make_run):
     run = read_run(make_run("an4", seed=3, lr=0.2))
     assert (run.name, run.seed, run.status, run.problems) == ("an4", "3", "finished", ())
-    assert run.config["update.lr"] == Setting(0.2, "recipes/an4.toml")
+    assert run.config["update.lr"] == Setting(0.2, "recipes/an4.toml:3")
     assert run.environment["threads"] == 2
     assert [event.level for event in run.events] == ["info", "warning"]
     assert [path.name for path in run.checkpoints] == ["step-00000200.safetensors"]

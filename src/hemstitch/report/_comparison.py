@@ -67,8 +67,9 @@ def _plots(groups: Sequence[Group], axis: str, chosen: Callable[[str], bool]) ->
     splits = Counter(name for _, name in keys)
     for split, name in sorted(keys, key=_plot_rank):
         series = [line for k, group in enumerate(groups) for line in _lines(group, (split, name), k, axis, scale)]
+        curves = [run.curves[split, name] for run in runs if (split, name) in run.curves]
         title = title_of(name, split if splits[name] > 1 else "")
-        yield line_plot(series, title=title, x_label=label, percent=is_rate(name))
+        yield line_plot(series, title=title, x_label=label, percent=is_rate(name, curves))
 
 
 def _plot_rank(key: tuple[str, str]) -> tuple:

@@ -31,9 +31,10 @@ def is_main(name: str) -> bool:
     return metric_rank(name)[0] < 3
 
 
-def is_rate(name: str) -> bool:
-    """Whether a metric is a fraction to be shown as percent."""
-    return any(rate in name for rate in _RATES)
+def is_rate(name: str, curves: Iterable[Curve]) -> bool:
+    """Whether a metric is a fraction to be shown as percent: by its name, and by lying between 0 and 1."""
+    named = any(rate in name for rate in _RATES)
+    return named and all(np.nanmax(c.value, initial=0) <= 1 and np.nanmin(c.value, initial=1) >= 0 for c in curves)
 
 
 def axis_tabs(runs: Iterable[Run], draw: Callable[[str], Iterable[Html]]) -> Html:
@@ -89,7 +90,8 @@ def metric_plot(run: Run, name: str, axis: str) -> Html:
     curves = {split: curve for (split, metric), curve in run.curves.items() if metric == name}
     label, scale = axis_scale(axis, run.curves.values())
     series = [_series(split, color, curves[split], axis, scale) for split, color in _colors(curves).items()]
-    return line_plot(series, title=title_of(name), x_label=label, percent=is_rate(name))
+    log_y = False if name == "learning_rate" else None  # a schedule that ends near zero would be all tail
+    return line_plot(series, title=title_of(name), x_label=label, log_y=log_y, percent=is_rate(name, curves.values()))
 
 
 def title_of(name: str, split: str = "") -> str:

@@ -13,8 +13,8 @@ _FOLDED = 200
 
 
 def decoded_sections(splits: Mapping[str, Sequence[Decoded]]) -> Html:
-    """Everything about the decoded splits, behind a switch where there are several."""
-    return tabs("split", {split: _split(utterances) for split, utterances in splits.items()})
+    """Everything about the decoded splits, behind a switch where there are several, test first."""
+    return tabs("split", {split: _split(splits[split]) for split in sorted(splits, key="test".__ne__)})
 
 
 def _split(utterances: Sequence[Decoded]) -> Html:

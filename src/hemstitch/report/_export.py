@@ -5,10 +5,13 @@ import io
 import math
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hemstitch.errors import HemstitchError, RunError
 from hemstitch.report._files import write_whole
 from hemstitch.report._run import Metric, Run, read_run
+
+_SUFFIX = ".hemstitch"  # marks our own event files
 
 
 def export_csv(folder: str | Path, target: str | Path) -> Path:
@@ -38,18 +41,18 @@ def _plain(value: float | str) -> float | int | str:
 def export_tensorboard(folder: str | Path, target: str | Path) -> Path:
     """Write the metrics of a run as TensorBoard event files, one folder a split, so that splits share a chart.
 
-    Times are those of the training, not of the export. Values that are not finite are written as they are.
+    Times are those of the training, not of the export. A second export takes the place of the first.
 
     Args:
         folder: A run folder.
-        target: The log directory; older event files in it stay and would be shown beside the new ones.
+        target: The log directory.
 
     Returns:
         The log directory.
 
     Raises:
         HemstitchError: TensorBoard is not installed.
-        RunError: The folder is not a run, or the target already holds exported events or cannot be written.
+        RunError: The folder is not a run, or the target cannot be written.
     """
     run, target = read_run(folder), Path(target)
     try:
@@ -58,21 +61,22 @@ def export_tensorboard(folder: str | Path, target: str | Path) -> Path:
         raise HemstitchError(
             "exporting to TensorBoard needs the package tensorboard: pip install 'hemstitch[tensorboard]'"
         ) from None
-    if any(target.rglob("events.out.tfevents.*")):
-        raise RunError(f"{target} already holds TensorBoard events, which would mix with these: name an empty folder")
     try:
         for split in dict.fromkeys(metric.split for metric in run.metrics):
-            writer = EventFileWriter(str(target / _folder_name(split)))
+            directory = target / _folder_name(split)
+            for old in directory.glob(f"events.out.tfevents.*{_SUFFIX}"):
+                old.unlink()
+            writer = EventFileWriter(str(directory), filename_suffix=_SUFFIX)
             for metric in run.metrics:
                 if metric.split == split:
                     writer.add_event(_event(metric, _started(run)))
             writer.close()
     except OSError as error:
-        raise RunError(f"cannot write to {target} ({error.strerror}): free the space or name another place") from None
+        raise RunError(f"cannot write to {target} ({error.strerror}): name another place, or make room there") from None
     return target
 
 
-def _event(metric: Metric, started: float):
+def _event(metric: Metric, started: float) -> Any:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hemstitch.report._run import Run
 from hemstitch.report._text import NOTHING, literal, shorten
 
-SAME = ("name", "seed")
+SAME = ("name", "description", "seed")
 _MOST_KEYS = 3
 
 

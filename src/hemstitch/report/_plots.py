@@ -105,8 +105,10 @@ def line_plot(
                 axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.15 * line.opacity, linewidth=0)
         if _spans_decades(series) if log_y is None else log_y:
             axes.set_yscale("log")
-        elif percent:
-            axes.yaxis.set_major_formatter(_percent_formatter())
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own writes TeX
+            axes.yaxis.set_minor_formatter(lambda value, _: "")
+        if percent:
+            axes.yaxis.set_major_formatter(_percent)
 
     return _figure(paint, series, title=title, x_label=x_label)
 
@@ -139,7 +141,7 @@ def bar_plot(bars: Sequence[Bar], *, title: str, x_label: str = "", percent: boo
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
         axes.locator_params(axis="x", nbins=6)
         if percent:
-            axes.xaxis.set_major_formatter(_percent_formatter())
+            axes.xaxis.set_major_formatter(_percent)
 
     titles = [Series(x=(), y=(), title=bar.label) for bar in bars]
     return _figure(paint, titles, title=title, x_label=x_label, height=0.45 + 0.55 * max(len(bars), 2))
@@ -175,10 +177,8 @@ def _spans_decades(series: Sequence[Series]) -> bool:
     return bool(len(heights)) and heights.min() > 0 and heights.max() > 100 * heights.min()
 
 
-def _percent_formatter() -> Any:
-    from matplotlib.ticker import PercentFormatter
-
-    return PercentFormatter(xmax=1, symbol="\u00a0%")
+def _percent(value: float, _: int) -> str:
+    return f"{100 * value:g}\u00a0%"
 
 
 def _figure(
@@ -235,7 +235,7 @@ def _embed(svg: str, titles: Sequence[str], name: str) -> Html:
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     own = f"p{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
     svg = re.sub(r'(?<=[ "])(id="|url\(#|href="#)', rf"\1{own}", svg)
-    svg = re.sub("#0a0[bc]0[0-9a-f]", lambda m: f"var({_VARIABLES[m[0]]}, {_THEME[m[0]]})", svg)
+    svg = re.sub("|".join(_VARIABLES), lambda m: f"var({_VARIABLES[m[0]]}, {_THEME[m[0]]})", svg)
     svg = re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
     return Html(svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(clean(name))}"', 1).strip())
 

@@ -1,11 +1,12 @@
 """The page of one run: what came out, how it got there, what went wrong, what was recognised, how to do it again."""
 
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from hemstitch.report._curves import run_curves, run_diagnostics
+from hemstitch.report._curves import run_curves, run_diagnostics, title_of
 from hemstitch.report._decoded import decoded_sections
 from hemstitch.report._files import write_whole
 from hemstitch.report._html import Html, cards, details, element, join, note, page, section, table
@@ -13,7 +14,10 @@ from hemstitch.report._run import Event, Run, Score, read_run
 from hemstitch.report._text import NOTHING, duration, interval, known, literal, number, percent, plural
 
 _EVENT_LIMIT = 300
+_ORIGIN = re.compile(r":\d+$")  # the line, behind the file
 _LEVELS = ("error", "warning", "info")
+_KINDS = {"WER": "Word error rate", "accuracy": "Accuracy"}
+_COSTS = {"steps", "forward_passes", "backward_passes", "wall_seconds", "cpu_seconds"}
 
 
 def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
@@ -54,12 +58,9 @@ def report_page(run: Run) -> Html:
 
 def headline(run: Run) -> Html:
     """The figures one looks for first."""
-    scores = [(f"{_KINDS.get(score.kind, score.kind)}, {score.split}", *_score(score)) for score in run.scores]
+    scores = [(f"{_KINDS[score.kind]}, {score.split}", *_score(score)) for score in run.scores]
     costs = list(_cost(run))
     return join((cards(scores, leading=True) if scores else None, cards(costs) if costs else None))
-
-
-_KINDS = {"WER": "Word error rate", "accuracy": "Accuracy"}
 
 
 def _score(score: Score) -> tuple[str, str]:
@@ -73,20 +74,17 @@ def _score(score: Score) -> tuple[str, str]:
 
 
 def _cost(run: Run) -> Iterator[tuple[str, str, str]]:
-    known_names = {"best_dev_loss": "Best dev loss", "parameters": "Parameters"}
-    for key, title in known_names.items():
-        if key in run.summary:
-            yield title, _shown(run.summary[key]), ""
+    """What the run reached and used; the summary's costs are those of the last line of the metrics."""
+    for key, value in run.summary.items():
+        if not (key in _COSTS and run.metrics):
+            yield title_of(key), _shown(value, key), ""
     if run.metrics:
         last = run.metrics[-1]
         passes = last.forward_passes + last.backward_passes
         split = f"{number(last.forward_passes)} forward, {number(last.backward_passes)} backward"
+        yield "Steps", number(last.step), f"epoch {number(last.epoch)}" if known(last.epoch) else ""
         yield "Passes over the data", number(passes), split
         yield "Wall time", duration(last.wall_seconds), f"{duration(last.cpu_seconds)} of CPU time"
-        yield "Steps", number(last.step), f"epoch {number(last.epoch)}" if known(last.epoch) else ""
-    for key, value in run.summary.items():
-        if key not in known_names and not (key == "wall_seconds" and run.metrics):
-            yield key.replace("_", " ").capitalize(), _shown(value, key), ""
 
 
 def _shown(value: object, key: str = "") -> str:
@@ -134,7 +132,7 @@ def _events(run: Run) -> Html:
 
 
 def _when(event: Event) -> str:
-    return f"step {number(event.step)}" if known(event.step) else NOTHING
+    return f"step\u00a0{number(event.step)}" if known(event.step) else NOTHING
 
 
 def _level(level: str) -> Html:
@@ -165,17 +163,19 @@ def _reproduction(run: Run) -> Html:
 
 
 def reproduction_command(run: Run) -> tuple[str, str]:
-    """The command that trains such a run, and what else has to be said."""
-    command = run.environment.get("command")
-    if isinstance(command, str):
-        return command, ""
-    origins = dict.fromkeys(s.origin for s in run.config.values() if s.origin not in ("default", "command line"))
-    recipe, *others = origins or ("RECIPE.toml",)
-    typed = [(key, s.value) for key, s in run.config.items() if s.origin == "command line"]
-    options = [word for key, value in typed for word in (f"--{key}", literal(value))]
-    remark = ""
-    if not origins:
-        remark = "No value came from a recipe: write those above into RECIPE.toml."
-    elif others:
-        remark = f"Values also come from {', '.join(others)}."
-    return shlex.join(["hemstitch", "train", recipe, *options]), remark
+    """The command that trains such a run, and what else has to be said.
+
+    It is the one that was typed, where the environment records it, else made from the origins of the values.
+    """
+    typed = run.environment.get("command")
+    if isinstance(typed, list) and typed[:2] == ["hemstitch", "train"]:
+        return shlex.join(map(str, typed)), ""
+    origins = {key: _ORIGIN.sub("", s.origin) for key, s in run.config.items()}
+    recipes = dict.fromkeys(origin for origin in origins.values() if origin not in ("default", "command line"))
+    named = origins.get("name")
+    recipe = named if named in recipes else next(iter(recipes), "RECIPE.toml")
+    settings = [(key, run.config[key].value) for key, origin in origins.items() if origin == "command line"]
+    options = [word for key, value in settings for word in (f"--{key}", literal(value))]
+    remark = "" if recipes else "No value came from a recipe: write those above into RECIPE.toml."
+    others = ", ".join(file for file in recipes if file != recipe)
+    return shlex.join(["hemstitch", "train", recipe, *options]), f"It builds on {others}." if others else remark

@@ -54,7 +54,9 @@ def group_name(k: int, group: Group) -> Html:
 def _bar(k: int, group: Group, which: Which) -> Bar:
     rates = [rate for rate in _rates(group, which) if known(rate)]
     low, high = _interval(group, which) or (None, None)
-    return Bar(label=group.label, value=_mean(rates), low=low, high=high, points=rates, color=k)
+    return Bar(
+        label=group.label, value=float(np.mean(rates)) if rates else np.nan, low=low, high=high, points=rates, color=k
+    )
 
 
 def _outcomes(groups: Sequence[Group]) -> list[Which]:

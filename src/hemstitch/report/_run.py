@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -267,7 +267,7 @@ def _read_bytes(path: Path) -> tuple[bytes, list[str]]:
         return b"", [f"{path.name} cannot be read ({error.strerror})"]
 
 
-def _read_object(path: Path) -> tuple[dict[str, object], list[str]]:
+def _read_object(path: Path) -> tuple[dict[str, Any], list[str]]:
     content, problems = _read_bytes(path)
     if problems:
         return {}, problems
@@ -296,7 +296,7 @@ def _read_lines(path: Path, parse: Callable[[dict], Record]) -> tuple[tuple[Reco
     return tuple(records), problems
 
 
-def _number(value: object) -> float:
+def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
@@ -319,7 +319,7 @@ def _mapping(value: object) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _score(kind: str, split: str, entry: object) -> Score | None:
+def _score(kind: str, split: str, entry: Any) -> Score | None:
     """One result, in full or as a bare rate; None where it is not readable."""
     try:
         if not isinstance(entry, dict):
