@@ -223,8 +223,8 @@ class Recurrence(torch.autograd.Function):
         if torch.is_grad_enabled():                                                 # create_graph
             if any(has_own_gradient(module) for module in layer.children()):
                 raise MisuseError(
-                    "the gradient of this LSTM is replaced (preconditioned) and has no derivative: detach what replaces "
-                    "it, e.g. natural gradient, while you take second derivatives")
+                    "the gradient of this LSTM is preconditioned and has no derivative: detach what does that (natural "
+                    "gradient) while you take second derivatives")
             arguments = (inputs, recurrent, cell, *parameters)
             outputs = plain_recurrence(inputs, recurrent, cell, parameters, layer.cell_clip)
             return None, *_gradients(outputs, arguments, ctx.needs_input_grad[1:], (d_outputs, d_cell))
