@@ -55,8 +55,8 @@ def headline(result: dict[str, Any]) -> list[str]:
             f"{wer['substitutions']} substituted, {wer['deletions']} deleted, {wer['insertions']} inserted)"
         )
     lines += [f"{part} accuracy {value:.2%}" for part, value in result.get("accuracy", {}).items()]
-    summary = result["summary"]
-    lines.append(f"{summary['parameters']:,} parameters, {summary['steps']:,} steps, {summary['wall_seconds']:.0f} s")
+    if summary := result.get("summary"):
+        lines.append(f"{summary['parameters']:,} parameters, {summary['steps']:,} steps, {summary['wall_seconds']:.0f} s")
     return lines
 
 
@@ -69,7 +69,7 @@ def decode(path: Path, part: str, settings: Sequence[str]) -> int:
     run, folder = load_trained(path, Console(), {key: value for key, (value, _) in overrides.items()})
     if not hasattr(run.task, "decode"):
         raise RunError(f"{path} is not a speech run: there is nothing to decode.")
-    for line in headline({"wer": run.task.decode(run.model, folder, (part,), run.console), "summary": None})[:-1]:
+    for line in headline(run.task.decode(run.model, folder, (part,), run.console)):
         print(line)
     print(f"words of each utterance: {folder.path / 'decode' / (part + '.jsonl')}")
     return 0

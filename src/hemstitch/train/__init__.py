@@ -2,6 +2,7 @@
 
 from hemstitch.train._config import options_of
 from hemstitch.train._console import Console
+from hemstitch.train._corpora import make_corpus
 from hemstitch.train._recipe import SECTIONS, TOP_LEVEL, Recipe, load_recipe, options_class
 from hemstitch.train._run import Interrupted, dry_run, load_trained, resume, train
 
@@ -14,6 +15,7 @@ __all__ = [
     "dry_run",
     "load_recipe",
     "load_trained",
+    "make_corpus",
     "options_class",
     "options_of",
     "resume",

@@ -297,7 +297,7 @@ class Decoding:
         max_active: states kept per frame.
         acoustic_scale: candidate weights of the acoustic scores against the language model; the best on dev is used.
         prior_scale: weight of the log prior that is taken off the log posteriors.
-        insertion_penalty: cost of each word, candidates; the best on dev is used.
+        word_penalty: cost of each word in nats, candidates; the best on dev is used.
         language_model: name of an ARPA file in the corpus folder.
     """
 
@@ -305,5 +305,5 @@ class Decoding:
     max_active: int = 4000
     acoustic_scale: tuple[float, ...] = (0.1, 0.2, 0.3)
     prior_scale: float = 1.0
-    insertion_penalty: tuple[float, ...] = (0.0,)
+    word_penalty: tuple[float, ...] = (0.0,)
     language_model: str = "lm.arpa"

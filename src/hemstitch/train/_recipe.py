@@ -112,7 +112,7 @@ def resolve(values: Values) -> Recipe:
     }
     sections = {}
     for section in applicable:
-        fields = {k: v for k, v in grouped.get(section, {}).items() if k != "kind"}
+        fields = {k: v for k, v in grouped.get(section, {}).items() if section not in kinds or k != "kind"}
         sections[section] = build(options_class(section, kinds), fields, section)
     return Recipe(**top, sections=sections, kinds=kinds, origins={key: origin for key, (_, origin) in values.items()})
 

@@ -1,0 +1,27 @@
+"""Commands on corpora: import and check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hemstitch.speech import Corpus
+from hemstitch.train import Console, make_corpus
+from hemstitch.train._config import read_overrides
+
+
+def import_corpus(name: str, source: Path | None, folder: Path, settings: Sequence[str]) -> int:
+    """Make a corpus folder with an importer."""
+    options = [f"{key}={value}" for key, (value, _) in read_overrides(settings).items()]
+    make_corpus(name, source, folder, options, Console())
+    return check_corpus(folder)
+
+
+def check_corpus(folder: Path) -> int:
+    """Read a corpus folder strictly and say what is in it."""
+    corpus = Corpus.load(folder)
+    for split in corpus.splits:
+        part = corpus.select(split)
+        words = sum(len(u.text.split()) for u in part)
+        print(f"{split}: {len(part)} utterances, {len(part.speakers)} speakers, {words} words")
+    return 0

@@ -1,0 +1,38 @@
+"""Corpora of recipes: loaded, or made by an importer first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hemstitch.errors import DataError
+from hemstitch.speech import Corpus, import_corpus
+from hemstitch.train._console import Console
+from hemstitch.train._options import SpeechData
+
+
+def open_corpus(options: SpeechData, console: Console) -> Corpus:
+    """The corpus of a recipe; its importer makes it if the folder is not there.
+
+    Raises:
+        DataError: no such folder and no importer, or bad content.
+    """
+    if not options.corpus.exists():
+        if options.importer is None:
+            raise DataError(
+                f"{options.corpus}: no such corpus folder. Set data.importer (see `hemstitch list`) and data.source, "
+                "or make it with `hemstitch data`."
+            )
+        make_corpus(options.importer, options.source, options.corpus, options.importer_options, console)
+    return Corpus.load(options.corpus, tolerance=options.tolerance)
+
+
+def make_corpus(name: str, source: Path | None, folder: Path, settings: Sequence[str], console: Console) -> None:
+    """Run an importer, with a progress bar."""
+    console.say(f"importing {name} into {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with console.progress(100, f"importing {name}") as bar:
+        import_corpus(
+            name, folder, source=source, settings=settings,
+            progress=lambda done, total: bar.update(100 * done // max(total, 1), f"importing {name}"),
+        )

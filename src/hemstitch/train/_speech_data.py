@@ -1,0 +1,129 @@
+"""The parts of a corpus in memory: features, training graphs, and the alignment that is being learned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hemstitch.errors import DataError
+from hemstitch.graphs import Graph
+from hemstitch.sampling import FrameWindows
+from hemstitch.speech import (
+    BrokenUtterance,
+    Corpus,
+    FeatureOptions,
+    FeatureSet,
+    Lexicon,
+    Topology,
+    Utterance,
+    align,
+    compute_features,
+    equal_alignment,
+    training_graph,
+)
+from hemstitch.speech._broken import enforce_tolerance
+from hemstitch.train._options import Hmm
+
+
+@dataclass
+class Part:
+    """One part of the corpus.
+
+    Attributes:
+        utterances: in the order of ``offsets``.
+        frames: (frame, feature) float32.
+        offsets: (utterance + 1,) first frame of each utterance, and the end.
+        graphs: the training graph of each utterance; empty for a part that is only recognised.
+        targets: (frame,) int64 pdf of each frame; empty for a part that is only recognised.
+        windows: the frames with the context that the model wants.
+    """
+
+    utterances: list[Utterance]
+    frames: np.ndarray
+    offsets: np.ndarray
+    graphs: list[Graph]
+    targets: Tensor
+    windows: FrameWindows | None = None
+
+    def cut(self, index: int) -> slice:
+        """The frames of one utterance."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+
+def load_features(corpus: Corpus, options: FeatureOptions, tolerance: float) -> FeatureSet:
+    """Features of every utterance, kept in the corpus folder if that can be written."""
+    cache = corpus.folder / ".features" if os.access(corpus.folder, os.W_OK) else None
+    return compute_features(corpus, options, tolerance=tolerance, cache=cache)
+
+
+def recognised_part(corpus: Corpus, features: FeatureSet) -> Part:
+    """A part without supervision."""
+    utterances = [u for u in corpus if u.id in features.position]
+    frames, offsets = _gather(utterances, features)
+    return Part(utterances, frames, offsets, [], torch.empty(0, dtype=torch.int64))
+
+
+def supervised_part(
+    corpus: Corpus, features: FeatureSet, lexicon: Lexicon, topology: Topology, hmm: Hmm, tolerance: float
+) -> tuple[Part, list[BrokenUtterance]]:
+    """A part with training graphs and the equal alignment of the flat start.
+
+    An utterance with a word outside the lexicon, or with fewer frames than its transcript has states, is broken.
+
+    Raises:
+        DataError: more are broken than accepted; lists the first few with file and line.
+    """
+    usable, graphs, targets, broken = [], [], [], []
+    for utterance in corpus:
+        if utterance.id not in features.position:
+            continue
+        words = utterance.text.split()
+        try:
+            alignment = equal_alignment(words, len(features[utterance.id]), lexicon, topology)
+            graph = training_graph(words, lexicon, topology, hmm.silence_probability)
+        except DataError as error:
+            broken.append(BrokenUtterance(utterance.id, corpus.where(utterance), str(error)))
+            continue
+        usable.append(utterance)
+        graphs.append(graph)
+        targets.append(alignment.pdfs)
+    enforce_tolerance(broken, len(usable) + len(broken), tolerance)
+    frames, offsets = _gather(usable, features)
+    return Part(usable, frames, offsets, graphs, torch.from_numpy(np.concatenate(targets))), broken
+
+
+def realign(part: Part, loglikes: np.ndarray, lexicon: Lexicon, topology: Topology) -> float:
+    """Replace the targets by the best path through each training graph; returns the share of frames that changed.
+
+    Args:
+        part: its targets are replaced.
+        loglikes: (frame, pdf) log-likelihoods of all its frames.
+        lexicon, topology: what the graphs were made from.
+    """
+
+    def best(index: int) -> np.ndarray:
+        words, graph = part.utterances[index].text.split(), part.graphs[index]
+        return align(loglikes[part.cut(index)], words, lexicon, topology, graph=graph).pdfs
+
+    targets = torch.from_numpy(np.concatenate(in_threads(best, range(len(part.graphs)))))
+    changed = float((targets != part.targets).double().mean())
+    part.targets = targets
+    return changed
+
+
+def in_threads(function, items: Sequence[int]) -> list:  # type: ignore[no-untyped-def, type-arg]
+    """``function`` of every item, on as many threads as torch uses; for functions that release the interpreter."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(function, items))
+
+
+def _gather(utterances: list[Utterance], features: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
+    pieces = [features[u.id] for u in utterances]
+    offsets = np.concatenate([[0], np.cumsum([len(p) for p in pieces])]).astype(np.int64)
+    return np.concatenate(pieces), offsets
