@@ -31,6 +31,9 @@ from hemstitch.speech._lexicon import Lexicon, Pronunciation
 from hemstitch.speech._media import require
 from hemstitch.speech._topology import Topology, phone_numbers
 
+_ROUNDING = 2.0**-16
+"""To which costs are rounded before minimisation, in nats: enough to make equal what float32 sums left unequal."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DecodingGraph:
@@ -121,7 +124,7 @@ def decoding_graph(
     if combined.num_states == 0:
         raise DataError("the language model allows no sentence over the lexicon's words: every probability is zero")
     fst.determinize_star(combined)
-    fst.minimize_encoded(combined)
+    fst.minimize_encoded(combined, delta=_ROUNDING)
     graph = expand(_read_off(fst, combined, len(topology.phones)), topology, with_epsilons=True)
     unreachable = tuple(word for word in lexicon.words if word not in words)
     return DecodingGraph(graph=graph, words=lexicon.words, phones=topology.phones, unreachable=unreachable)
