@@ -1,7 +1,7 @@
 """Forward and backward of the projected LSTM, with our plain edition, against torch's own LSTM of that kind.
 
-Ratios base / ours in seconds: above 1 is faster than torch.nn.LSTM(proj_size=...), a loop in C++ that has neither peepholes
-nor truncation, with as many outputs.
+Ratios base / ours in seconds: above 1 is faster than torch.nn.LSTM(proj_size=...), a loop in C++ that has neither
+peepholes nor truncation, with as many outputs.
 """
 
 import time

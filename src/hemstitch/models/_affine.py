@@ -37,29 +37,28 @@ def affine_gradients(layer: nn.Module, rows: Tensor, derivatives: Tensor) -> tup
 
     Args:
         layer: ``nn.Linear`` or `PerElementScale`, possibly with another ``forward`` put on the instance or with hooks.
-        rows: (row, input).
-        derivatives: of the loss by the layer's outputs, (row, output).
+        rows: (time, batch, input).
+        derivatives: of the loss by the layer's outputs, (time, batch, output).
 
     Returns:
         In the order of ``layer.parameters()``; None for frozen ones. Costs one product where nothing replaced the
-        forward, one application of the layer more where something did.
+        forward, one application of the layer (to (batch, time, input), as everywhere) more where something did.
     """
-    if not _is_replaced(layer):
-        if isinstance(layer, PerElementScale):
-            return ((rows * derivatives).sum(0),)
-        weight = derivatives.t() @ rows
-        return (weight,) if layer.bias is None else (weight, derivatives.sum(0))
     parameters = list(layer.parameters())
-    with torch.enable_grad():
-        found = iter(torch.autograd.grad(layer(rows), [p for p in parameters if p.requires_grad], derivatives))
-    return tuple(next(found) if p.requires_grad else None for p in parameters)
-
-
-def has_own_gradient(layer: nn.Module) -> bool:
-    """Whether another ``forward`` was put on the instance, as natural gradient does."""
-    return "forward" in vars(layer)
+    trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        return (None,) * len(parameters)
+    if _is_replaced(layer):
+        with torch.enable_grad():
+            outputs = layer(rows.transpose(0, 1))
+        found = iter(torch.autograd.grad(outputs, trained, derivatives.transpose(0, 1)))
+        return tuple(next(found) if p.requires_grad else None for p in parameters)
+    rows, derivatives = rows.flatten(0, 1), derivatives.flatten(0, 1)
+    if isinstance(layer, PerElementScale):
+        return ((rows * derivatives).sum(0),)
+    return (derivatives.t() @ rows, derivatives.sum(0))[: len(parameters)]
 
 
 def _is_replaced(layer: nn.Module) -> bool:
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return any(p.requires_grad for p in layer.parameters()) and (has_own_gradient(layer) or any(map(len, hooks)))
+    return "forward" in vars(layer) or any(map(len, hooks))

@@ -17,8 +17,8 @@ instead of one small product a step. That stack is also what natural gradient pr
 
 Truncation: the derivative (dr, dc) that goes back from one step to the one before is scaled down to norm ``clip``, per
 sequence; every ``interval`` steps it is set to zero where its norm exceeds ``threshold``. This keeps a chunk whose
-recurrence explodes from dominating a minibatch. It is not the derivative of any function, so derivatives of
-derivatives (``create_graph``) leave it out.
+recurrence explodes from dominating a minibatch. It is not the derivative of any function, so gradients that are to be
+differentiated again (``create_graph``) are neither truncated nor preconditioned.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hemstitch.errors import MisuseError
-from hemstitch.models._affine import affine_gradients, has_own_gradient
+from hemstitch.models._affine import affine_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,10 +220,6 @@ class Recurrence(torch.autograd.Function):
         inputs, recurrent, cell, *rest = ctx.saved_tensors
         parameters, tape, layer = Parameters(*rest[:4]), Tape(*rest[4:]), ctx.layer
         if torch.is_grad_enabled():                                                 # create_graph
-            if any(has_own_gradient(module) for module in layer.children()):
-                raise MisuseError(
-                    "the gradient of this LSTM is preconditioned and has no derivative: detach what does that (natural "
-                    "gradient) while you take second derivatives")
             arguments = (inputs, recurrent, cell, *parameters)
             outputs = plain_recurrence(inputs, recurrent, cell, parameters, layer.cell_clip)
             return None, *_gradients(outputs, arguments, ctx.needs_input_grad[1:], (d_outputs, d_cell))
@@ -251,11 +246,10 @@ def _parameter_gradients(
 ) -> tuple[Tensor | None, ...]:
     """Derivatives by W, b, P, v: one product each over the stacked steps."""
     recurrents = torch.cat([recurrent.unsqueeze(0), tape.outputs[:-1, :, : recurrent.shape[1]]])
-    rows, d_rows = torch.cat([inputs, recurrents], 2).flatten(0, 1), d_gates.flatten(0, 1)
-    d_affine = affine_gradients(layer.gates, rows, d_rows)
-    d_projection = affine_gradients(layer.projection, tape.hidden.flatten(0, 1), d_outputs.flatten(0, 1))
+    d_affine = affine_gradients(layer.gates, torch.cat([inputs, recurrents], 2), d_gates)
+    d_projection = affine_gradients(layer.projection, tape.hidden, d_outputs)
     if layer.peepholes is None:
         return *d_affine, *d_projection, None
-    seen = torch.cat([tape.cells[:-1], tape.cells[:-1], tape.cells[1:]], 2).flatten(0, 1)
-    d_i, d_f, _, d_o = d_rows.chunk(4, 1)
-    return *d_affine, *d_projection, *affine_gradients(layer.peepholes, seen, torch.cat([d_i, d_f, d_o], 1))
+    seen = torch.cat([tape.cells[:-1], tape.cells[:-1], tape.cells[1:]], 2)
+    d_i, d_f, _, d_o = d_gates.chunk(4, 2)
+    return *d_affine, *d_projection, *affine_gradients(layer.peepholes, seen, torch.cat([d_i, d_f, d_o], 2))
