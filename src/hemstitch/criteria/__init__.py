@@ -1,5 +1,19 @@
 """Training criteria: cross-entropy, lattice-free MMI, lattice MMI and its kin."""
 
 from hemstitch.criteria._cross_entropy import IGNORED, CrossEntropy, FrameObjective
+from hemstitch.criteria._lattice_free_mmi import LatticeFreeMMI, OuterGradient, SequenceObjective, overlap_weights
+from hemstitch.criteria._path_sums import denominator, numerator
+from hemstitch.graphs import Graph
 
-__all__ = ["IGNORED", "CrossEntropy", "FrameObjective"]
+__all__ = [
+    "IGNORED",
+    "CrossEntropy",
+    "FrameObjective",
+    "Graph",
+    "LatticeFreeMMI",
+    "OuterGradient",
+    "SequenceObjective",
+    "denominator",
+    "numerator",
+    "overlap_weights",
+]
