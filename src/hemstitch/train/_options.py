@@ -296,14 +296,14 @@ class Decoding:
         beam: width of the search beam, in units of the scaled log-likelihood.
         max_active: states kept per frame.
         acoustic_scale: candidate weights of the acoustic scores against the language model; the best on dev is used.
-        prior_scale: weight of the log prior that is taken off the log posteriors.
+        prior_scale: weight of the log prior that is taken off the log posteriors, candidates; the best on dev is used.
         word_penalty: cost of each word in nats, candidates; the best on dev is used.
         language_model: name of an ARPA file in the corpus folder.
     """
 
     beam: float = 12.0
     max_active: int = 4000
-    acoustic_scale: tuple[float, ...] = (0.1, 0.2, 0.3)
-    prior_scale: float = 1.0
-    word_penalty: tuple[float, ...] = (0.0,)
+    acoustic_scale: tuple[float, ...] = (0.1, 0.2, 0.4)
+    prior_scale: tuple[float, ...] = (0.4, 0.7, 1.0)
+    word_penalty: tuple[float, ...] = (0.0, 2.0)
     language_model: str = "lm.arpa"

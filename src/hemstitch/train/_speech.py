@@ -25,6 +25,7 @@ from hemstitch.speech import (
     WordErrorRate,
     decode,
     decoding_graph,
+    scaled_loglikelihoods,
     word_error_rate,
 )
 from hemstitch.train._console import Console
@@ -99,8 +100,8 @@ class SpeechTask:
         if epoch not in self.recipe.hmm.realign:
             return []
         priors = self.log_priors()
-        changed = {name: realign(self.parts[name], loglikelihoods(model, self.parts[name], priors), self.lexicon,
-                                 self.topology) for name in ("train", "dev")}
+        changed = {name: realign(part, scaled_loglikelihoods(log_posteriors(model, part), priors), self.lexicon,
+                                 self.topology) for name, part in self.parts.items() if part.graphs}
         return [("realign", f"realigned after epoch {epoch}: {changed['train']:.1%} of the training frames moved")]
 
     def log_priors(self) -> Tensor:
@@ -119,21 +120,27 @@ class SpeechTask:
         options: Decoding = self.recipe.decode
         language_model = LanguageModel.read(self.corpus.language_model(options.language_model))
         graph = decoding_graph(self.lexicon, self.topology, language_model, self.recipe.hmm.silence_probability)
-        priors = self.log_priors() * options.prior_scale
-        scores = {name: loglikelihoods(model, self.parts[name], priors) for name in {*parts, "dev"}}
-        candidates = [DecodeOptions(beam=options.beam, max_active=options.max_active, acoustic_scale=scale,
-                                    word_penalty=penalty)
-                      for scale, penalty in itertools.product(options.acoustic_scale, options.word_penalty)]
-        best, rates = candidates[0], {}
+        priors, scores = self.log_priors(), {name: log_posteriors(model, self.parts[name]) for name in {*parts, "dev"}}
+
+        def words_of(name: str, prior_scale: float, acoustic_scale: float, word_penalty: float) -> dict[str, str]:
+            search = DecodeOptions(beam=options.beam, max_active=options.max_active, acoustic_scale=acoustic_scale,
+                                   word_penalty=word_penalty)
+            return self.recognise(name, scaled_loglikelihoods(scores[name], priors, prior_scale), graph, search)
+
+        candidates = list(itertools.product(options.prior_scale, options.acoustic_scale, options.word_penalty))
+        best = candidates[0]
         if len(candidates) > 1:
-            for candidate in candidates:
-                rates[candidate] = self.score("dev", self.recognise("dev", scores["dev"], graph, candidate)).rate
-            best = min(candidates, key=lambda c: rates[c])
-        result: dict[str, Any] = {"wer": {}, "decode": {"acoustic_scale": best.acoustic_scale,
-                                                        "word_penalty": best.word_penalty}}
+            with console.progress(len(candidates), "choosing scales on dev") as bar:
+                rates = {}
+                for done, candidate in enumerate(candidates):
+                    rates[candidate] = self.score("dev", words_of("dev", *candidate), replications=1).rate
+                    bar.update(done + 1, "choosing scales on dev")
+            best = min(candidates, key=rates.__getitem__)
+        chosen = dict(zip(("prior_scale", "acoustic_scale", "word_penalty"), best))
+        result: dict[str, Any] = {"wer": {}, "decode": chosen}
         for name in parts:
             begin = time.perf_counter()
-            words = self.recognise(name, scores[name], graph, best)
+            words = words_of(name, *best)
             seconds = time.perf_counter() - begin
             audio = len(self.parts[name].frames) * self.frame_shift
             result["decode"][f"{name}_real_time_factor"] = round(seconds / audio, 5)
@@ -141,18 +148,18 @@ class SpeechTask:
             result["wer"][name] = as_json(self.score(name, words))
         return result
 
-    def recognise(self, name: str, loglikes: np.ndarray, graph: DecodingGraph, options: DecodeOptions) -> dict[str, str]:
+    def recognise(self, name: str, loglikes: Tensor, graph: DecodingGraph, options: DecodeOptions) -> dict[str, str]:
         """Utterance id -> words."""
         part = self.parts[name]
         texts = in_threads(lambda i: decode(loglikes[part.cut(i)], graph, options).text, range(len(part.utterances)))
         return {u.id: text for u, text in zip(part.utterances, texts)}
 
-    def score(self, name: str, words: dict[str, str]) -> WordErrorRate:
+    def score(self, name: str, words: dict[str, str], replications: int = 10_000) -> WordErrorRate:
         """Errors against the transcripts; the confidence interval resamples speakers where there are several."""
         utterances = self.parts[name].utterances
         speakers = {u.id: u.speaker for u in utterances}
         return word_error_rate({u.id: u.text for u in utterances}, words,
-                               speakers if len(set(speakers.values())) > 1 else None)
+                               speakers if len(set(speakers.values())) > 1 else None, replications=replications)
 
     def rows(self, name: str, words: dict[str, str]) -> list[dict[str, Any]]:
         """What decode/PART.jsonl holds."""
@@ -194,11 +201,6 @@ def log_posteriors(model: nn.Module, part: Part) -> Tensor:
         scores = torch.cat([model(part.windows.select(chunk))[:, 0].log_softmax(-1).cpu() for chunk in chunks])
     model.train()
     return scores
-
-
-def loglikelihoods(model: nn.Module, part: Part, log_priors: Tensor) -> np.ndarray:
-    """(frame, pdf) log posteriors less log priors: scores for alignment and search."""
-    return (log_posteriors(model, part) - log_priors).numpy()
 
 
 def as_json(result: WordErrorRate) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def supervised_part(
     return Part(usable, frames, offsets, graphs, torch.from_numpy(np.concatenate(targets))), broken
 
 
-def realign(part: Part, loglikes: np.ndarray, lexicon: Lexicon, topology: Topology) -> float:
+def realign(part: Part, loglikes: Tensor, lexicon: Lexicon, topology: Topology) -> float:
     """Replace the targets by the best path through each training graph; returns the share of frames that changed.
 
     Args:
