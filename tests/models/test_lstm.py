@@ -6,6 +6,7 @@ from hemstitch.errors import MisuseError
 from hemstitch.models import BidirectionalLstm, ProjectedLstm, Truncation
 from hemstitch.models._affine import PerElementScale, affine_gradients
 from hemstitch.models._recurrence import Parameters, plain_recurrence
+from hemstitch.optim import NaturalGradient
 
 CASES = pytest.mark.parametrize("peepholes, nonrecurrent, clip", [
     (True, 3, 50.0), (False, 3, 50.0), (True, 0, 0.3), (False, 2, 0.3)])
@@ -112,6 +113,28 @@ def test_a_replaced_forward_is_called_once_a_backward_with_the_rows_of_all_steps
     assert not calls
     torch.testing.assert_close(torch.autograd.grad(loss, wanted), expected)
     assert calls == [(2, 6, {"gates": 3 + 2, "projection": 5, "peepholes": 15}[name])]
+
+
+def test_natural_gradient_takes_all_steps_together():
+    """Oracle: one affine layer with natural gradient, given the rows and derivatives of all steps at once."""
+    layer, (inputs, state) = layer_of(), random_problem(30, 4)
+    alone, seen = nn.Linear(5, 20).double(), []
+    NaturalGradient(layer)
+    natural = layer.gates.forward
+
+    def watch(rows):
+        outputs = natural(rows)
+        outputs.register_hook(lambda derivatives: seen.append((rows, derivatives)))
+        return outputs
+
+    layer.gates.forward = watch
+    layer(inputs, state)[0].square().sum().backward()
+    (rows, derivatives), = seen
+    NaturalGradient(alone)
+    alone(rows).backward(derivatives)
+    torch.testing.assert_close(layer.gates.weight.grad, alone.weight.grad)
+    torch.testing.assert_close(layer.gates.bias.grad, alone.bias.grad)
+    assert not torch.allclose(alone.weight.grad, derivatives.flatten(0, 1).T @ rows.flatten(0, 1))
 
 
 def test_stacked_rows_give_what_autograd_gives():
