@@ -33,7 +33,7 @@ class Task(Protocol):
         """Values on the dev part; ``loss`` is the one that is minimised."""
 
     def after_epoch(self, epoch: int, model: nn.Module) -> list[tuple[str, str]]:
-        """Renew the supervision if it is due; returns (kind, message) events."""
+        """Renew the supervision if it is due; returns (kind, message) events, none if nothing changed."""
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`after_epoch` has changed."""
@@ -194,8 +194,11 @@ class Loop:
             if self.schedule.observe(values["loss"]):
                 self.event("learning-rate", f"dev loss is flat: learning rate times {self.schedule.reduction:g}")
         if epoch < self.options.epochs:
-            for kind, message in self.task.after_epoch(epoch, self.model):
+            renewed = self.task.after_epoch(epoch, self.model)
+            for kind, message in renewed:
                 self.event(kind, message)
+            if renewed:                                 # dev losses before and after cannot be compared
+                progress.best_loss = self.schedule.best = math.inf
         progress.looked = epoch
         indices.epoch, indices.position = epoch, 0
         self.save()
