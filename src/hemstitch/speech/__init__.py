@@ -1,18 +1,38 @@
 """Audio and transcripts to graphs and back: corpora, features, lexicon, alignment, decoding, scoring."""
 
 from hemstitch.speech._align import Alignment, Segment, align, equal_alignment
+from hemstitch.speech._broken import BrokenUtterance
 from hemstitch.speech._compile import DecodingGraph, decoding_graph, training_graph
+from hemstitch.speech._corpus import Corpus
 from hemstitch.speech._decode import DecodeOptions, Hypothesis, decode, log_priors, scaled_loglikelihoods
+from hemstitch.speech._feature_options import FeatureOptions
+from hemstitch.speech._feature_set import FeatureSet, Statistics
+from hemstitch.speech._features import compute_features
+from hemstitch.speech._importers import (
+    IMPORTERS,
+    import_an4,
+    import_corpus,
+    import_fsdd_strings,
+    import_synthetic_digits,
+)
 from hemstitch.speech._language_model import LanguageModel, NGram
 from hemstitch.speech._lexicon import Lexicon, Pronunciation
+from hemstitch.speech._manifest import Utterance
+from hemstitch.speech._positions import position_dependent
+from hemstitch.speech._resample import resample
 from hemstitch.speech._score import ErrorCounts, WordErrorRate, word_error_rate
 from hemstitch.speech._topology import HmmState, Topology
 
 __all__ = [
+    "IMPORTERS",
     "Alignment",
+    "BrokenUtterance",
+    "Corpus",
     "DecodeOptions",
     "DecodingGraph",
     "ErrorCounts",
+    "FeatureOptions",
+    "FeatureSet",
     "HmmState",
     "Hypothesis",
     "LanguageModel",
@@ -20,13 +40,22 @@ __all__ = [
     "NGram",
     "Pronunciation",
     "Segment",
+    "Statistics",
     "Topology",
+    "Utterance",
     "WordErrorRate",
     "align",
+    "compute_features",
     "decode",
     "decoding_graph",
     "equal_alignment",
+    "import_an4",
+    "import_corpus",
+    "import_fsdd_strings",
+    "import_synthetic_digits",
     "log_priors",
+    "position_dependent",
+    "resample",
     "scaled_loglikelihoods",
     "training_graph",
     "word_error_rate",

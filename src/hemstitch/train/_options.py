@@ -68,12 +68,14 @@ class Hmm:
         states_per_phone: emitting states of a phone, 1 to 3.
         silence_states: emitting states of silence.
         silence_probability: probability of silence between two words and at the ends.
+        position_dependent: phones at the beginning, inside, at the end of a word and alone have states of their own.
         realign: epochs after which the training data are aligned anew with the network.
     """
 
     states_per_phone: int = 3
     silence_states: int = 3
     silence_probability: float = 0.5
+    position_dependent: bool = False
     realign: tuple[int, ...] = (1, 2, 3, 5, 8)
 
     def __post_init__(self) -> None:

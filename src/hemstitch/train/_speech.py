@@ -25,6 +25,7 @@ from hemstitch.speech import (
     WordErrorRate,
     decode,
     decoding_graph,
+    position_dependent,
     scaled_loglikelihoods,
     word_error_rate,
 )
@@ -55,6 +56,8 @@ class SpeechTask:
         self.corpus = self.corpus.select(data.train, "dev", data.test)
         self.lexicon = Lexicon.read(self.corpus.lexicon, self.corpus.silence)
         hmm = recipe.hmm
+        if hmm.position_dependent:
+            self.lexicon = position_dependent(self.lexicon)
         self.topology = Topology.left_to_right(self.lexicon.phones, hmm.states_per_phone, hmm.silence_states)
         features = load_features(self.corpus, recipe.features, data.tolerance)
         self.frame_shift = features.frame_shift
