@@ -1,0 +1,84 @@
+"""Importers: from data as they are handed out to a corpus folder."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hemstitch.errors import ConfigError
+from hemstitch.speech._corpus import Corpus
+from hemstitch.speech._importers._an4 import import_an4
+from hemstitch.speech._importers._fsdd import import_fsdd_strings
+from hemstitch.speech._importers._synthetic import import_synthetic_digits
+from hemstitch.speech._manifest import unknown_key
+
+IMPORTERS: Mapping[str, tuple[Callable[..., Corpus], str]] = {
+    "an4": (import_an4, "CMU AN4: spelled letters, numbers, months; stored cepstra (train.npz, an4.dic ...)"),
+    "fsdd-strings": (import_fsdd_strings, "Free Spoken Digit Dataset: its clips joined to connected digits"),
+    "synthetic-digits": (import_synthetic_digits, "connected digits synthesised offline in many voices; reads nothing"),
+}
+"""Name -> (function, one line on what it reads)."""
+
+FIXED = ("source", "target", "progress")
+
+
+def import_corpus(
+    name: str,
+    target: Path | str,
+    *,
+    source: Path | str | None = None,
+    settings: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Corpus:
+    """Run an importer by its name, with settings as a recipe or the command line gives them.
+
+    Args:
+        name: key of ``IMPORTERS``.
+        target: the corpus folder to write; must not exist yet.
+        source: what the importer reads.
+        settings: each "name=value", a keyword argument of the importer.
+        progress: called with (done, total) now and then.
+
+    Raises:
+        ConfigError: unknown importer or setting, wrong value, missing or needless source.
+        DataError: the source cannot be used or the target not be written.
+    """
+    if name not in IMPORTERS:
+        raise ConfigError(f"importer: {unknown_key(name, IMPORTERS)}")
+    function = IMPORTERS[name][0]
+    needs_source = "source" in inspect.signature(function).parameters
+    if needs_source != (source is not None):
+        raise ConfigError(f"importer {name} " + ("needs a source: the folder it reads" if needs_source
+                                                 else f"reads nothing: leave out the source {source}"))
+    arguments = {"source": Path(source)} if source is not None else {}
+    return function(**arguments, target=Path(target), progress=progress, **_settings(name, function, settings))
+
+
+def _settings(name: str, function: Callable[..., Corpus], settings: Sequence[str]) -> dict[str, Any]:
+    hints = {key: hint for key, hint in typing.get_type_hints(function).items() if key not in (*FIXED, "return")}
+    values = {}
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        if key not in hints:
+            raise ConfigError(f"importer {name}: {unknown_key(key, hints)}; settings are given as name=value")
+        values[key] = _value(text, hints[key], f"importer {name}: {key}")
+    return values
+
+
+def _value(text: str, hint: Any, where: str) -> Any:
+    if typing.get_origin(hint) is typing.Literal:
+        if text not in typing.get_args(hint):
+            raise ConfigError(f"{where} must be one of {', '.join(typing.get_args(hint))}, got {text!r}")
+        return text
+    if hint is bool and text in ("true", "false"):
+        return text == "true"
+    kind = next((k for k in (int, float) if k is hint), str)
+    try:
+        if hint is not bool:
+            return kind(text)
+    except ValueError:
+        pass
+    raise ConfigError(f"{where} needs {getattr(hint, '__name__', hint)}, got {text!r}") from None
