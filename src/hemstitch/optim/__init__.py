@@ -1,7 +1,18 @@
 """Update rules with the torch.optim contract."""
 
+from hemstitch.optim._backstitch import Backstitch, BackstitchReport
 from hemstitch.optim._component_groups import component_groups
+from hemstitch.optim._natural_gradient import NaturalGradient, plain_gradients
 from hemstitch.optim._sgd import SGD, MaxChangeReport
 from hemstitch.optim._update_rule import UpdateRule
 
-__all__ = ["SGD", "MaxChangeReport", "UpdateRule", "component_groups"]
+__all__ = [
+    "SGD",
+    "Backstitch",
+    "BackstitchReport",
+    "MaxChangeReport",
+    "NaturalGradient",
+    "UpdateRule",
+    "component_groups",
+    "plain_gradients",
+]

@@ -1,0 +1,217 @@
+"""Layers whose backward pass computes the natural gradient of their parameters.
+
+For y = W x + b on rows x_n with output derivatives y'_n, the gradient is sum_n y'_n [x_n, 1]'. Both sides of each
+product are preconditioned by the inverse of their own Fisher matrix (the Kronecker factors of the layer's),
+independently:
+
+    [dW | db] = s_in s_out  Y~' X~        X~, s_in from the rows [x_n, 1];  Y~, s_out from the rows y'_n
+
+so ``.grad`` holds the natural gradient and whatever comes after, clipping, accumulation, reduction over workers, any
+optimizer, works on it. The derivative handed to the layer below is the plain one, dX = Y' W: preconditioning it too
+would multiply the preconditioners of all layers above into it.
+
+What is a row: for ``nn.Linear`` every position of the leading axes; for convolutions every output position, with the
+whole window as x (Grosse and Martens 2016 derive this and its assumptions); for a scale per element, y = v * x, the
+derivative itself, x_n * y'_n, is the row, and one side is enough.
+
+Reference: Povey et al. 2015. The plain and the natural layer compute the same outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hemstitch.errors import MisuseError
+
+
+class Preconditioner(Protocol):
+    """Maps (N, D) rows to preconditioned rows and their scale; may write into ``out``."""
+
+    def precondition(self, x: Tensor, *, gain: float = 1.0, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `hemstitch.curvature.OnlineNaturalGradient.precondition`."""
+
+
+class Context(Protocol):
+    """What a layer asks of the `NaturalGradient` that it belongs to."""
+
+    def observe(self, layer: NaturalLayer, rows: torch.Size) -> Tensor | None:
+        """Called in the forward pass with the leading axes; returns the mask of valid rows, if one is set."""
+
+    def gain(self) -> float:
+        """What output derivatives must be multiplied by to be those of a summed, unscaled loss."""
+
+
+class NaturalLayer:
+    """Stands in for ``layer.forward``; the layer keeps its parameters and their names.
+
+    Attributes:
+        layer: the module.
+        sides: its preconditioners by name: ``in`` and ``out``, or only ``out``.
+        plain: whether to leave the gradient as it is, for the time being.
+    """
+
+    kind = ""
+
+    def __init__(self, layer: nn.Module, sides: dict[str, Preconditioner], context: Context) -> None:
+        self.layer, self.sides, self.context = layer, sides, context
+        self.plain = False
+
+    @torch.compiler.disable
+    def __call__(self, input: Tensor) -> Tensor:
+        """The layer's outputs."""
+        layer = self.layer
+        if self.plain or not torch.is_grad_enabled() or not any(p.requires_grad for p in layer.parameters(False)):
+            return type(layer).forward(layer, input)
+        if torch._C._are_functorch_transforms_active():
+            raise MisuseError(ONCE)
+        weight, bias = layer.weight, getattr(layer, "bias", None)
+        if torch.is_autocast_enabled(input.device.type):
+            dtype = torch.get_autocast_dtype(input.device.type)
+            input, weight, bias = (None if t is None else t.to(dtype) for t in (input, weight, bias))
+        with torch.autocast(input.device.type, enabled=False):
+            return _WithNaturalGradient.apply(self, self.prepare(input), weight, bias)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """What to do to the input before; differentiated by autograd."""
+        return x
+
+    def outputs(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Forward."""
+        raise NotImplementedError
+
+    def input_derivative(self, x: Tensor, weight: Tensor, dy: Tensor) -> Tensor:
+        """Derivative handed to the layer below."""
+        raise NotImplementedError
+
+    def leading(self, x: Tensor, y: Tensor) -> torch.Size:
+        """Axes that count the rows."""
+        return y.shape[:-1]
+
+    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Natural gradient of weight and bias."""
+        raise NotImplementedError
+
+
+ONCE = ("natural gradient can be differentiated once, and not by torch.func: for Hessians, Gauss-Newton products, "
+        "per-sample gradients or create_graph=True wrap the computation in `with plain_gradients(model):`")
+
+
+class _WithNaturalGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rule: NaturalLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = rule.outputs(x, weight, bias)
+        ctx.rule, ctx.has_bias = rule, bias is not None
+        ctx.mask = rule.context.observe(rule, rule.leading(x, y))
+        ctx.save_for_backward(x, weight)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise MisuseError(ONCE)
+        x, weight = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            dx = ctx.rule.input_derivative(x, weight, dy) if ctx.needs_input_grad[1] else None
+            if not any(ctx.needs_input_grad[2:]):
+                return None, dx, None, None
+            d_weight, d_bias = ctx.rule.gradients(x, dy, ctx.mask)
+        return None, dx, d_weight.to(weight.dtype), d_bias.to(weight.dtype) if ctx.has_bias else None
+
+
+class NaturalLinear(NaturalLayer):
+    """``nn.Linear``."""
+
+    kind = "affine"
+
+    def outputs(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return F.linear(x, weight, bias)
+
+    def input_derivative(self, x: Tensor, weight: Tensor, dy: Tensor) -> Tensor:
+        """(..., out) -> (..., in)."""
+        return dy @ weight
+
+    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(..., in) and (..., out) -> (out, in) and (out,)."""
+        return self._product(x, dy, mask)
+
+    def _product(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """s_in s_out Y~' [X~, 1~] for x (row axes..., axes of a row...) and dy (row axes..., out)."""
+        num_axes = dy.dim() - 1
+        if mask is not None:
+            x, dy, num_axes = x[mask], dy[mask], 1
+        dim, has_bias = x.shape[num_axes:].numel(), self.layer.bias is not None
+        wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
+        rows = x.new_empty(x.shape[:num_axes].numel(), dim + has_bias, dtype=wide)
+        rows[:, :dim].view(x.shape).copy_(x)
+        rows[:, dim:] = 1.0
+        rows, scale_in = self.sides["in"].precondition(rows, out=rows)
+        dy = dy.reshape(-1, dy.shape[-1]).to(wide)
+        derivatives, scale_out = self.sides["out"].precondition(dy, gain=self.context.gain())
+        derivatives = (derivatives * (scale_in * scale_out)).to(x.dtype)
+        d_weight = derivatives.T @ rows[:, :dim].to(x.dtype)
+        return d_weight, derivatives.T @ rows[:, dim].to(x.dtype) if has_bias else None
+
+
+class NaturalConv(NaturalLinear):
+    """``nn.Conv1d`` and ``nn.Conv2d`` without groups: an affine map of the window at each output position."""
+
+    kind = "convolution"
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Pad, so that the windows are those of a convolution without padding."""
+        widths = self.layer._reversed_padding_repeated_twice
+        mode = "constant" if self.layer.padding_mode == "zeros" else self.layer.padding_mode
+        return F.pad(x, widths, mode) if any(widths) else x
+
+    def outputs(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(batch, in, position...) -> (batch, out, position...)."""
+        convolve = F.conv1d if weight.dim() == 3 else F.conv2d
+        return convolve(x, weight, bias, self.layer.stride, 0, self.layer.dilation)
+
+    def input_derivative(self, x: Tensor, weight: Tensor, dy: Tensor) -> Tensor:
+        """(batch, out, position...) -> (batch, in, position...)."""
+        transpose = torch.nn.grad.conv1d_input if weight.dim() == 3 else torch.nn.grad.conv2d_input
+        return transpose(x.shape, weight, dy, self.layer.stride, 0, self.layer.dilation)
+
+    def leading(self, x: Tensor, y: Tensor) -> torch.Size:
+        """(batch, position...)."""
+        return torch.Size((y.shape[0], *y.shape[2:]))
+
+    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Rows: all windows of all images."""
+        d_weight, d_bias = self._product(self._windows(x), dy.movedim(1, -1), mask)
+        return d_weight.view_as(self.layer.weight), d_bias
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """(batch, position..., in, window...), without copying."""
+        layer = self.layer
+        for axis, (size, step, gap) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):
+            x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
+        return x.movedim(1, 1 + len(layer.kernel_size))
+
+
+class NaturalScale(NaturalLayer):
+    """A scale per element, y = v * x: the derivative x_n * y'_n is the row."""
+
+    kind = "scale"
+
+    def outputs(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., size) -> (..., size)."""
+        return x * weight
+
+    def input_derivative(self, x: Tensor, weight: Tensor, dy: Tensor) -> Tensor:
+        """(..., size)."""
+        return dy * weight
+
+    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Sum of the preconditioned rows."""
+        products = (x * dy) if mask is None else (x * dy)[mask]
+        wide = products.dtype if products.dtype.itemsize >= 4 else torch.float32
+        rows, scale = self.sides["out"].precondition(
+            products.reshape(-1, products.shape[-1]).to(wide), gain=self.context.gain())
+        return rows.sum(0) * scale, None
