@@ -2,5 +2,14 @@
 
 from hemstitch.sampling._epochs import BatchSource, ShuffledEpochs, generator
 from hemstitch.sampling._frames import FrameWindows
+from hemstitch.sampling._growing import GrowingSample, SampleGrowth, gradient_noise
 
-__all__ = ["BatchSource", "FrameWindows", "ShuffledEpochs", "generator"]
+__all__ = [
+    "BatchSource",
+    "FrameWindows",
+    "GrowingSample",
+    "SampleGrowth",
+    "ShuffledEpochs",
+    "generator",
+    "gradient_noise",
+]
