@@ -65,6 +65,8 @@ def test_refuses_epsilon_arcs_and_labels_that_are_not_there():
         viterbi(Graph.from_arcs([0], [1], [-1], [0.0]), np.zeros((1, 1)))
     with pytest.raises(MisuseError, match="no labels"):
         _ = viterbi(Graph.from_arcs([0], [0], [0], [0.0]), np.zeros((1, 1))).labels
+    with pytest.raises(MisuseError, match="no phones"):
+        _ = viterbi(LEFT_TO_RIGHT, np.zeros((2, 2))).phone_marks
 
 
 def test_shortest_length_counts_frames_not_arcs():

@@ -25,7 +25,9 @@ def test_counts_errors_and_missing_utterances():
     wer = word_error_rate(REFERENCES, HYPOTHESES)
     assert (wer.words, wer.insertions, wer.deletions, wer.substitutions) == (7, 1, 2, 1) and wer.rate == 4 / 7
     assert wer.missing == ("u3",) and wer.utterances["u3"] == ErrorCounts(words=1, deletions=1)
-    assert str(wer).startswith("WER 57.14% [") and "1 utterances without a hypothesis" in str(wer)
+    assert str(wer).startswith("WER 57.14% [") and str(wer).endswith("; no hypothesis for u3")
+    nothing = word_error_rate({f"u{i}": "a" for i in range(5)}, {})
+    assert nothing.rate == 1.0 and str(nothing).endswith("; no hypothesis for u0, u1, u2 and 2 more")
 
 
 def test_has_the_fewest_errors_there_can_be():

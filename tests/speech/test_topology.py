@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from speech_oracle import chain
@@ -34,6 +36,13 @@ def test_pdfs_may_depend_on_neighbours():
     assert topology.table([(2, (1,)), (2, (3,)), (3, (2,))]).loop_pdf.tolist() == [3, 5, 7]
 
 
+def test_transition_costs_can_be_scaled():
+    whole = Topology.left_to_right(PHONES, 1, stay=0.2)
+    half = replace(whole, transition_scale=0.5)
+    np.testing.assert_allclose(half.phone_table.enter_cost, 0.5 * whole.phone_table.enter_cost)
+    np.testing.assert_allclose(half.phone_table.loop_cost, 0.5 * whole.phone_table.loop_cost)
+
+
 def test_estimates_staying_from_durations():
     topology = Topology.left_to_right(PHONES, num_states=2, num_silence_states=1)
     alignment = Alignment(pdfs=np.array([0, 0, 0, 1, 1, 2, 1, 2, 2, 2, 0]), words=(), phones=(
@@ -49,6 +58,7 @@ def test_estimates_staying_from_durations():
     lambda: Topology.left_to_right(PHONES, stay=1.0),
     lambda: Topology(phones=PHONES, hmms=((HmmState(0, 0),),)),
     lambda: Topology(phones=("A",), hmms=((),)),
+    lambda: Topology(phones=("A",), hmms=((HmmState(0, 0),),), transition_scale=-1.0),
 ])
 def test_refuses_what_is_no_topology(make):
     with pytest.raises(MisuseError, match="topology: "):

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hemstitch.errors import DataError
+
+Integers = Tensor | np.ndarray | Sequence[int]
+Reals = Tensor | np.ndarray | Sequence[float]
 
 EPSILON = -1
 """The ``pdf`` of an arc that consumes no frame."""
@@ -49,14 +53,14 @@ class Graph:
     @classmethod
     def from_arcs(
         cls,
-        src: Tensor | Sequence[int],
-        dst: Tensor | Sequence[int],
-        pdf: Tensor | Sequence[int],
-        cost: Tensor | Sequence[float],
+        src: Integers,
+        dst: Integers,
+        pdf: Integers,
+        cost: Reals,
         start: int = 0,
-        final: Tensor | Sequence[float] | None = None,
-        label: Tensor | Sequence[int] | None = None,
-        phone: Tensor | Sequence[int] | None = None,
+        final: Reals | None = None,
+        label: Integers | None = None,
+        phone: Integers | None = None,
     ) -> Graph:
         """Build a graph from arc lists in any order.
 

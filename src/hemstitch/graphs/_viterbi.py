@@ -55,6 +55,13 @@ class Path:
         labels = self.graph.label.numpy()[self.arcs]
         return labels[labels != NO_LABEL]
 
+    @property
+    def phone_marks(self) -> np.ndarray:
+        """(step,) the phone that begins at each step, negative where a word does, 0 where none begins."""
+        if self.graph.phone is None:
+            raise MisuseError("path: the graph has no phones; build it with Graph.from_arcs(..., phone=...)")
+        return self.graph.phone.numpy()[self.arcs]
+
 
 def viterbi(graph: Graph, loglikes: np.ndarray | Tensor, acoustic_scale: float = 1.0) -> Path:
     """The cheapest path of exactly T arcs from the start to a final state.

@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 
 from hemstitch.graphs import Graph, NoPathError, Path, viterbi
-from hemstitch.graphs._graph import EPSILON
 from hemstitch.speech._compile import training_graph
 from hemstitch.speech._lexicon import Lexicon
 from hemstitch.speech._topology import Topology, phone_numbers
@@ -125,11 +124,10 @@ def segments(
         phones: name of each phone, from phone 1.
         words: name of each label, from label 1.
     """
-    marks = path.graph.phone.numpy()[path.arcs]
+    marks = path.phone_marks
     begins = np.flatnonzero(marks)
-    num_frames = int((path.graph.pdf.numpy()[path.arcs] != EPSILON).sum())
-    edges = np.append(path.frames[begins], num_frames)
-    return _segments(marks[begins].tolist(), edges, [words[label - 1] for label in path.labels.tolist()], phones)
+    edges = np.append(path.frames[begins], len(path.pdfs))
+    return _segments(marks[begins].tolist(), edges, [words[int(label) - 1] for label in path.labels], phones)
 
 
 def _segments(

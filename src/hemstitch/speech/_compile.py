@@ -140,9 +140,9 @@ def _silence_costs(probability: float) -> tuple[float, float]:
 
 def _phone_graph(arcs: Sequence[tuple], final: np.ndarray, start: int = 0) -> PhoneGraph:
     possible = [arc for arc in arcs if arc[-1] < math.inf]
-    src, dst, phone, label, cost = zip(*possible) if possible else ((),) * 5
-    integers = (np.array(column, dtype=np.int64) for column in (src, dst, phone, label))
-    return PhoneGraph(*integers, np.array(cost, dtype=np.float64), final, start)
+    *integers, cost = zip(*possible) if possible else ((),) * 5
+    src, dst, phone, label = (np.array(column, dtype=np.int64) for column in integers)
+    return PhoneGraph(src, dst, phone, label, np.array(cost, dtype=np.float64), final, start)
 
 
 def _grammar(fst: ModuleType, model: LanguageModel, words: Mapping[str, int], backoff_label: int) -> Any:
@@ -157,15 +157,12 @@ def _grammar(fst: ModuleType, model: LanguageModel, words: Mapping[str, int], ba
     for context, backoff in contexts.items():
         if context and backoff > -math.inf:
             grammar.add_arc(states[context], fst.StdArc(backoff_label, 0, -backoff, state_of(context[1:])))
-    for *context, word in (ngram for listed in model.ngrams for ngram in listed):
-        cost = -nats(model.find((*context, word)).log10_probability)
-        if tuple(context) not in states or cost == math.inf:
-            continue
-        if word == END:
-            grammar.set_final(states[tuple(context)], cost)
-        elif word in words:
-            number = words[word]
-            grammar.add_arc(states[tuple(context)], fst.StdArc(number, number, cost, state_of((*context, word))))
+    for ngram, weights in (item for listed in model.ngrams for item in listed.items()):
+        state, word, cost = states[ngram[:-1]], ngram[-1], -nats(weights.log10_probability)
+        if word == END and cost < math.inf:
+            grammar.set_final(state, cost)
+        elif word in words and cost < math.inf:
+            grammar.add_arc(state, fst.StdArc(words[word], words[word], cost, state_of(ngram)))
     return grammar
 
 

@@ -80,6 +80,7 @@ def decode(loglikes: np.ndarray | Tensor, graph: DecodingGraph, options: DecodeO
     options = options or DecodeOptions()
     searched = graph.graph
     if options.word_penalty:
+        assert searched.label is not None  # decoding graphs have labels
         searched = replace(searched, cost=searched.cost + options.word_penalty * (searched.label > 0))
     path = beam_search(searched, loglikes, options.beam, options.max_active, options.acoustic_scale)
     phones, words = segments(path, graph.phones, graph.words)

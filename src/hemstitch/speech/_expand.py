@@ -18,6 +18,8 @@ from hemstitch.graphs import Graph
 from hemstitch.graphs._graph import EPSILON
 from hemstitch.speech._topology import Topology
 
+Column = np.ndarray | float
+
 
 class PhoneGraph(NamedTuple):
     """A graph whose arcs consume whole phones.
@@ -97,7 +99,7 @@ class _Hmms:
         self.row = np.arange(self.count.sum()) + np.repeat(offsets[phone - 1] - self.first, self.count)
 
 
-def _arcs(src: np.ndarray, dst: np.ndarray, pdf, cost, label=0, phone=0) -> list[np.ndarray]:
+def _arcs(src: np.ndarray, dst: np.ndarray, pdf: Column, cost: Column, label: Column = 0, phone: Column = 0) -> list:
     """Columns of equal length; one number stands for all arcs."""
     return [np.broadcast_to(column, src.shape) for column in (src, dst, pdf, cost, label, phone)]
 

@@ -116,7 +116,8 @@ class WordErrorRate:
 
     def __str__(self) -> str:
         by = "speaker" if self.speakers else "utterance"
-        missing = f"; {len(self.missing)} utterances without a hypothesis" if self.missing else ""
+        missing = f"; no hypothesis for {', '.join(self.missing[:3])}" if self.missing else ""
+        missing += f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else ""
         return (f"WER {self.rate:.2%} [{self.low:.2%}, {self.high:.2%}] (95 %, by {by}): {self.total.errors} errors in "
                 f"{self.words} words, {self.insertions} insertions, {self.deletions} deletions, "
                 f"{self.substitutions} substitutions{missing}")
@@ -147,8 +148,8 @@ def word_error_rate(
     pairs = {utterance: _align(words, hyps.get(utterance, ())) for utterance, words in refs.items()}
     utterances = {utterance: _count(aligned) for utterance, aligned in pairs.items()}
     by_speaker: dict[str, ErrorCounts] = {}
-    for utterance, counts in utterances.items() if speakers else ():
-        by_speaker[speakers[utterance]] = by_speaker.get(speakers[utterance], ErrorCounts()) + counts
+    for utterance, speaker in ((key, speakers[key]) for key in refs) if speakers else ():
+        by_speaker[speaker] = by_speaker.get(speaker, ErrorCounts()) + utterances[utterance]
     low, high = _interval(list((by_speaker or utterances).values()), replications, seed)
     return WordErrorRate(
         total=sum(utterances.values(), ErrorCounts()), low=low, high=high, utterances=utterances, speakers=by_speaker,

@@ -61,12 +61,18 @@ class Topology:
     Attributes:
         phones: all phones, silence first; the number of ``phones[i]`` is i + 1.
         hmms: the states of each phone.
+        transition_scale: weight of the costs of staying and leaving beside the other costs of a graph. Where estimated
+            probabilities are searched with scaled log-likelihoods, the acoustic scale is the weight that fits. (Staying
+            with p = 1/2 everywhere costs the same on all paths.)
     """
 
     phones: tuple[str, ...]
     hmms: tuple[tuple[HmmState, ...], ...]
+    transition_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.transition_scale < math.inf:
+            raise MisuseError(f"topology: expected transition_scale >= 0, got {self.transition_scale}")
         if len(self.phones) != len(self.hmms) or not all(self.hmms):
             raise MisuseError("topology: expected at least one state for each phone, "
                               f"got {len(self.phones)} phones and {len(self.hmms)} lists of states")
@@ -123,8 +129,8 @@ class Topology:
         offsets, rows = [0], []
         for phone, context in units:
             for state in self.hmms[phone - 1]:
-                rows.append((self.pdf(phone, state.enter, context), -math.log1p(-state.stay),
-                             self.pdf(phone, state.loop, context), -math.log(state.stay)))
+                rows.append((self.pdf(phone, state.enter, context), -self.transition_scale * math.log1p(-state.stay),
+                             self.pdf(phone, state.loop, context), -self.transition_scale * math.log(state.stay)))
             offsets.append(len(rows))
         enter_pdf, enter_cost, loop_pdf, loop_cost = np.array(rows).reshape(-1, 4).T
         return HmmTable(np.array(offsets), enter_pdf.astype(np.int64), enter_cost, loop_pdf.astype(np.int64), loop_cost)
