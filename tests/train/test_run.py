@@ -73,6 +73,50 @@ def test_a_stopped_run_continues_to_the_same_bits(tiny_recipe, tmp_path, whole, 
     assert_same_run(resume(tmp_path / "stopped", QUIET), whole)
 
 
+METHODS = {
+    "natural gradient": ["--gradient.kind", "natural", "--update.kind", "max-change-sgd", "--update.lr", "0.3"],
+    "backstitch": ["--backstitch.scale", "0.3", "--backstitch.interval", "2", "--backstitch.warmup_steps", "9"],
+    "all together": [
+        "--gradient.kind",
+        "natural",
+        "--update.kind",
+        "max-change-sgd",
+        "--update.lr",
+        "0.3",
+        "--backstitch.scale",
+        "0.3",
+        "--backstitch.interval",
+        "1",
+    ],
+}
+
+
+@pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)
+def test_every_method_learns_counts_its_passes_and_resumes_to_the_same_bits(
+    tiny_recipe, tmp_path, monkeypatch, settings
+):
+    from hemstitch.train import _loop
+
+    recipe = load_recipe(tiny_recipe, settings)
+    whole = train(recipe, tmp_path / "whole", QUIET)
+    result = json.loads((whole / "result.json").read_text())
+    assert result["accuracy"]["test"] > 0.9
+    pairs = sum((step + recipe.seed) % recipe.backstitch.interval == 0 for step in range(27))
+    expected = 3 * (1 + pairs / 27) if recipe.backstitch.scale else 3
+    assert result["summary"]["backward_passes"] == pytest.approx(expected, rel=0.05)
+    original = _loop.Loop.one_step
+
+    def one_step(loop):
+        original(loop)
+        loop.stop_requested = loop.progress.step == 13
+
+    monkeypatch.setattr(_loop.Loop, "one_step", one_step)
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "stopped", QUIET)
+    monkeypatch.setattr(_loop.Loop, "one_step", original)
+    assert_same_run(resume(tmp_path / "stopped", QUIET), whole)
+
+
 @pytest.mark.parametrize("die_at", [3, 8, 14, 22])
 def test_a_run_that_died_without_warning_repeats_what_was_not_saved(tiny_recipe, tmp_path, whole, monkeypatch, die_at):
     from hemstitch.train import _loop

@@ -56,7 +56,9 @@ def headline(result: dict[str, Any]) -> list[str]:
         )
     lines += [f"{part} accuracy {value:.2%}" for part, value in result.get("accuracy", {}).items()]
     if summary := result.get("summary"):
-        lines.append(f"{summary['parameters']:,} parameters, {summary['steps']:,} steps, {summary['wall_seconds']:.0f} s")
+        lines.append(
+            f"{summary['parameters']:,} parameters, {summary['steps']:,} steps, {summary['wall_seconds']:.0f} s"
+        )
     return lines
 
 

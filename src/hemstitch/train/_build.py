@@ -11,6 +11,7 @@ from torch import nn
 from hemstitch.criteria import CrossEntropy
 from hemstitch.errors import ConfigError
 from hemstitch.models import FeedForward
+from hemstitch.optim import SGD, Backstitch, NaturalGradient, component_groups
 from hemstitch.train import _options as o
 from hemstitch.train._console import Console
 from hemstitch.train._images import ImageTask
@@ -19,7 +20,7 @@ from hemstitch.train._recipe import Recipe
 from hemstitch.train._run_folder import RunFolder
 from hemstitch.train._schedules import Schedule
 from hemstitch.train._speech import SpeechTask
-from hemstitch.train._strategies import Gradient, SinglePass, Strategy
+from hemstitch.train._strategies import ClosureSteps, Gradient, SinglePass, Strategy
 
 
 def build_device(options: o.Training) -> torch.device:
@@ -50,10 +51,40 @@ def build_model(recipe: Recipe, num_inputs: int, num_outputs: int) -> nn.Module:
     return FeedForward(num_inputs, num_outputs, **options)
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The update rule."""
+def build_natural_gradient(recipe: Recipe, model: nn.Module) -> NaturalGradient | None:
+    """Natural gradient in the layers of the model, if the recipe asks for it."""
+    options = recipe.gradient
+    if not isinstance(options, o.NaturalGradientOptions):
+        return None
+    settings = dataclasses.asdict(options)
+    ranks = {key: settings.pop(key) or "auto" for key in ("rank_in", "rank_out")}
+    return NaturalGradient(model, **ranks, **settings, loss_reduction="mean")
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module, natural: NaturalGradient | None) -> torch.optim.Optimizer:
+    """The update rule, with backstitch around it if the recipe asks for it."""
+    optimizer, stitch = build_update(recipe, model), recipe.backstitch
+    if stitch.scale == 0:
+        return optimizer
+    return Backstitch(
+        optimizer,
+        stitch.scale,
+        stitch.interval,
+        phase=recipe.seed % stitch.interval,
+        warmup_steps=stitch.warmup_steps,
+        natural_gradient=natural,
+        model=model,
+    )
+
+
+def build_update(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The update rule itself."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     match recipe.update:
+        case o.MaxChangeSgd(lr=lr, momentum=momentum, l2=l2, global_max_change=most) as options:
+            groups = component_groups(model, max_change=options.max_change)
+            groups[-1]["max_change"] = options.output_max_change
+            return SGD(groups, lr, momentum=momentum, l2=l2, global_max_change=most)
         case o.MomentumSgd(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay):
             return torch.optim.SGD(parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=decay)
         case o.Adam(lr=lr, beta1=beta1, beta2=beta2, weight_decay=decay):
@@ -66,7 +97,8 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 def build_strategy(recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer) -> Strategy:
     """How a step uses data, gradient and optimizer."""
     gradient = Gradient(model, CrossEntropy(), autocast=recipe.train.precision == "bf16")
-    return SinglePass(gradient, optimizer, clip=recipe.train.clip)
+    steps = ClosureSteps if isinstance(optimizer, Backstitch) else SinglePass
+    return steps(gradient, optimizer, clip=recipe.train.clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +113,7 @@ class Run:
     schedule: Schedule
     source: Any
     console: Console
+    stateful: dict[str, Any]
 
     def loop(self, folder: RunFolder) -> Loop:
         """The run in motion, writing to ``folder``."""
@@ -94,6 +127,7 @@ class Run:
             folder=folder,
             options=self.recipe.train,
             console=self.console,
+            stateful=self.stateful,
         )
 
 
@@ -103,7 +137,8 @@ def build_run(recipe: Recipe, console: Console) -> Run:
     task = build_task(recipe, device, console)
     model = build_model(recipe, task.num_inputs, task.num_outputs).to(device)
     task.bind(model)
-    optimizer = build_optimizer(recipe, model)
+    natural = build_natural_gradient(recipe, model)
+    optimizer = build_optimizer(recipe, model, natural)
     return Run(
         recipe=recipe,
         task=task,
@@ -113,4 +148,5 @@ def build_run(recipe: Recipe, console: Console) -> Run:
         schedule=Schedule(recipe.schedule, recipe.train.epochs),
         source=task.source(recipe.train.batch_size, recipe.seed),
         console=console,
+        stateful={} if natural is None else {"natural_gradient": natural},
     )

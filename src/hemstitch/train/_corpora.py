@@ -33,6 +33,9 @@ def make_corpus(name: str, source: Path | None, folder: Path, settings: Sequence
     folder.parent.mkdir(parents=True, exist_ok=True)
     with console.progress(100, f"importing {name}") as bar:
         import_corpus(
-            name, folder, source=source, settings=settings,
+            name,
+            folder,
+            source=source,
+            settings=settings,
             progress=lambda done, total: bar.update(100 * done // max(total, 1), f"importing {name}"),
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,6 +106,7 @@ class Loop:
         folder: where everything is written.
         options: the recipe's [train] section.
         console: progress bars and messages.
+        stateful: whatever else has a ``state_dict`` that a resumed run needs, such as natural gradient.
     """
 
     def __init__(
@@ -119,10 +121,11 @@ class Loop:
         folder: RunFolder,
         options: Training,
         console: Console,
+        stateful: Mapping[str, Any] | None = None,
     ) -> None:
         self.task, self.model, self.optimizer, self.strategy = task, model, optimizer, strategy
         self.schedule, self.source, self.folder = schedule, source, folder
-        self.options, self.console = options, console
+        self.options, self.console, self.stateful = options, console, dict(stateful or {})
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.progress, self.window = Progress(), Window()
         self.clock = (time.perf_counter(), time.process_time())
@@ -197,7 +200,7 @@ class Loop:
             renewed = self.task.after_epoch(epoch, self.model)
             for kind, message in renewed:
                 self.event(kind, message)
-            if renewed:                                 # dev losses before and after cannot be compared
+            if renewed:  # dev losses before and after cannot be compared
                 progress.best_loss = self.schedule.best = math.inf
         progress.looked = epoch
         indices.epoch, indices.position = epoch, 0
@@ -226,8 +229,7 @@ class Loop:
         if found is None:
             raise NonFiniteError(f"{what}: there is no checkpoint to roll back to yet. Lower update.lr.")
         state = found[0]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_learned(state)
         self.schedule.reduction *= 0.5
         self.event(
             "non-finite",
@@ -301,6 +303,7 @@ class Loop:
             "task": self.task.state_dict(),
             "progress": asdict(self.progress),
             "window": asdict(self.window),
+            "stateful": {name: part.state_dict() for name, part in self.stateful.items()},
             "random": torch.get_rng_state(),
         }
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -310,8 +313,7 @@ class Loop:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._load_learned(state)
             for name in ("schedule", "source", "task"):
                 getattr(self, name).load_state_dict(state[name])
             self.progress, self.window = Progress(**state["progress"]), Window(**state["window"])
@@ -320,6 +322,12 @@ class Loop:
         torch.set_rng_state(state["random"])
         if "random_cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    def _load_learned(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, part in self.stateful.items():
+            part.load_state_dict(state["stateful"][name])
 
     # -- small things ----------------------------------------------------------------------------------------------
 

@@ -25,7 +25,9 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     "hmm": o.Hmm,
     "model": {"feed-forward": o.FeedForwardModel, "mlp": o.MlpModel},
     "criterion": {"cross-entropy": o.CrossEntropy},
-    "update": {"sgd": o.MomentumSgd, "adam": o.Adam, "adamw": o.AdamW},
+    "gradient": {"plain": o.PlainGradient, "natural": o.NaturalGradientOptions},
+    "update": {"sgd": o.MomentumSgd, "max-change-sgd": o.MaxChangeSgd, "adam": o.Adam, "adamw": o.AdamW},
+    "backstitch": o.Backstitch,
     "schedule": {
         "constant": o.ConstantRate,
         "exponential": o.ExponentialRate,

@@ -52,8 +52,10 @@ class SpeechTask:
     def __init__(self, recipe: Recipe, device: torch.device, console: Console) -> None:
         data = recipe.data
         self.recipe, self.device = recipe, device
-        self.corpus = open_corpus(data, console).split_by_speaker(data.dev_share, seed=data.dev_seed, split=data.train)
-        self.corpus = self.corpus.select(data.train, "dev", data.test)
+        corpus = open_corpus(data, console)
+        if data.dev not in corpus.splits:
+            corpus = corpus.split_by_speaker(data.dev_share, seed=data.dev_seed, split=data.train, into=data.dev)
+        self.corpus = corpus.select(data.train, data.dev, data.test)
         self.lexicon = Lexicon.read(self.corpus.lexicon, self.corpus.silence)
         hmm = recipe.hmm
         if hmm.position_dependent:
@@ -63,9 +65,10 @@ class SpeechTask:
         self.frame_shift = features.frame_shift
         broken = [*self.corpus.broken, *features.broken]
         self.parts: dict[str, Part] = {"test": recognised_part(self.corpus.select(data.test), features)}
-        for name, split in (("train", data.train), ("dev", "dev")):
+        for name, split in (("train", data.train), ("dev", data.dev)):
             self.parts[name], unusable = supervised_part(
-                self.corpus.select(split), features, self.lexicon, self.topology, hmm, data.tolerance)
+                self.corpus.select(split), features, self.lexicon, self.topology, hmm, data.tolerance
+            )
             broken += unusable
         self.notices = [("skipped", str(entry)) for entry in broken]
         self.num_inputs, self.num_outputs = features.dim, self.topology.num_pdfs
@@ -103,8 +106,11 @@ class SpeechTask:
         if epoch not in self.recipe.hmm.realign:
             return []
         priors = self.log_priors()
-        changed = {name: realign(part, scaled_loglikelihoods(log_posteriors(model, part), priors), self.lexicon,
-                                 self.topology) for name, part in self.parts.items() if part.graphs}
+        changed = {
+            name: realign(part, scaled_loglikelihoods(log_posteriors(model, part), priors), self.lexicon, self.topology)
+            for name, part in self.parts.items()
+            if part.graphs
+        }
         return [("realign", f"realigned after epoch {epoch}: {changed['train']:.1%} of the training frames moved")]
 
     def log_priors(self) -> Tensor:
@@ -126,8 +132,12 @@ class SpeechTask:
         priors, scores = self.log_priors(), {name: log_posteriors(model, self.parts[name]) for name in {*parts, "dev"}}
 
         def words_of(name: str, prior_scale: float, acoustic_scale: float, word_penalty: float) -> dict[str, str]:
-            search = DecodeOptions(beam=options.beam, max_active=options.max_active, acoustic_scale=acoustic_scale,
-                                   word_penalty=word_penalty)
+            search = DecodeOptions(
+                beam=options.beam,
+                max_active=options.max_active,
+                acoustic_scale=acoustic_scale,
+                word_penalty=word_penalty,
+            )
             return self.recognise(name, scaled_loglikelihoods(scores[name], priors, prior_scale), graph, search)
 
         candidates = list(itertools.product(options.prior_scale, options.acoustic_scale, options.word_penalty))
@@ -161,24 +171,44 @@ class SpeechTask:
         """Errors against the transcripts; the confidence interval resamples speakers where there are several."""
         utterances = self.parts[name].utterances
         speakers = {u.id: u.speaker for u in utterances}
-        return word_error_rate({u.id: u.text for u in utterances}, words,
-                               speakers if len(set(speakers.values())) > 1 else None, replications=replications)
+        return word_error_rate(
+            {u.id: u.text for u in utterances},
+            words,
+            speakers if len(set(speakers.values())) > 1 else None,
+            replications=replications,
+        )
 
     def rows(self, name: str, words: dict[str, str]) -> list[dict[str, Any]]:
         """What decode/PART.jsonl holds."""
         part = self.parts[name]
         lengths = np.diff(part.offsets) * self.frame_shift
-        return [{"id": u.id, "speaker": u.speaker, "reference": u.text, "hypothesis": words[u.id],
-                 "seconds": round(float(seconds), 3)} for u, seconds in zip(part.utterances, lengths)]
+        return [
+            {
+                "id": u.id,
+                "speaker": u.speaker,
+                "reference": u.text,
+                "hypothesis": words[u.id],
+                "seconds": round(float(seconds), 3),
+            }
+            for u, seconds in zip(part.utterances, lengths)
+        ]
 
     # -- state -------------------------------------------------------------------------------------------------------
 
     def facts(self) -> dict[str, Any]:
         """What `--dry-run` shows of the data."""
-        sizes = {f"{name} part": f"{len(p.utterances)} utterances, {len({u.speaker for u in p.utterances})} speakers, "
-                                 f"{len(p.frames) * self.frame_shift / 60:.1f} minutes" for name, p in self.parts.items()}
-        return {**sizes, "words": len(self.lexicon.words), "phones": len(self.topology.phones), "pdfs": self.num_outputs,
-                "features per frame": self.num_inputs}
+        sizes = {
+            f"{name} part": f"{len(p.utterances)} utterances, {len({u.speaker for u in p.utterances})} speakers, "
+            f"{len(p.frames) * self.frame_shift / 60:.1f} minutes"
+            for name, p in self.parts.items()
+        }
+        return {
+            **sizes,
+            "words": len(self.lexicon.words),
+            "phones": len(self.topology.phones),
+            "pdfs": self.num_outputs,
+            "features per frame": self.num_inputs,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The alignments."""
@@ -189,8 +219,10 @@ class SpeechTask:
         """Restore the alignments."""
         for name, targets in state.items():
             if targets.shape != self.parts[name].targets.shape:
-                raise ValueError(f"the {name} part has {len(self.parts[name].targets)} frames, the checkpoint's alignment "
-                                 f"{len(targets)}: the corpus has changed")
+                raise ValueError(
+                    f"the {name} part has {len(self.parts[name].targets)} frames, the checkpoint's alignment "
+                    f"{len(targets)}: the corpus has changed"
+                )
             self.parts[name].targets = targets.long()
 
 
@@ -208,5 +240,7 @@ def log_posteriors(model: nn.Module, part: Part) -> Tensor:
 
 def as_json(result: WordErrorRate) -> dict[str, Any]:
     """The word error rate as result.json holds it."""
-    return {key: getattr(result, key)
-            for key in ("words", "insertions", "deletions", "substitutions", "rate", "low", "high")}
+    return {
+        key: getattr(result, key)
+        for key in ("words", "insertions", "deletions", "substitutions", "rate", "low", "high")
+    }

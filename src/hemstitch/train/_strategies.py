@@ -130,6 +130,51 @@ class SinglePass:
         )
 
 
+class ClosureSteps:
+    """Optimizers that compute the gradient themselves, once or more often in a step: backstitch, L-BFGS.
+
+    Args:
+        gradient: computes the gradient of a batch.
+        optimizer: its ``step`` takes a closure. If it reports ``num_refused`` (batches left out because something was
+            not finite), a refused batch counts as not applied.
+        clip: largest gradient norm of each pass; 0 for none.
+    """
+
+    def __init__(self, gradient: Gradient, optimizer: torch.optim.Optimizer, clip: float = 0.0) -> None:
+        self.gradient, self.optimizer, self.clip = gradient, optimizer, clip
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(self, source: BatchSource[Batch]) -> StepReport:
+        """Draw a batch and let the optimizer pass over it as often as it needs."""
+        batch = source.next()
+        passes: list[tuple[Any, float]] = []
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad(set_to_none=True)
+            objective = self.gradient(batch)
+            passes.append((objective, clip_gradient(self.parameters, self.clip)))
+            return objective.loss.detach() / max(objective.weight, 1.0)
+
+        refused = self._num_refused()
+        self.optimizer.step(closure)
+        first, norm = passes[0]
+        finite = all(math.isfinite(float(o.loss.detach())) and math.isfinite(n) for o, n in passes)
+        return StepReport(
+            loss=float(first.loss.detach()),
+            weight=first.weight,
+            errors=getattr(first, "errors", None),
+            samples=batch.samples,
+            forward=len(passes) * batch.samples,
+            backward=len(passes) * batch.samples,
+            gradient_norm=norm,
+            applied=finite and self._num_refused() == refused,
+        )
+
+    def _num_refused(self) -> int:
+        report = getattr(self.optimizer, "report", None)
+        return report().num_refused if report else 0
+
+
 def clip_gradient(parameters: Iterable[Tensor], largest: float) -> float:
     """Scale the gradients down to a common norm of at most ``largest`` (0: leave them); returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
