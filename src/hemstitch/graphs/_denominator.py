@@ -14,7 +14,7 @@ A_t are needed once per pair, and chain-like graphs have few pairs (two per stat
 to keep exp finite; subtracting the maximum of the frame does that exactly.
 
 A sequence whose result is not finite, or whose occupancies do not sum to 1 in every frame (mass fell below the smallest
-number on the way), is computed again in the log domain.
+number on the way), is computed again in float64, and if that fails too in the log domain.
 
 Reference: D. Povey et al., "Purely sequence-trained neural networks for ASR based on lattice-free MMI", Interspeech
 2016, sections 2.4-2.7.
@@ -23,6 +23,7 @@ Reference: D. Povey et al., "Purely sequence-trained neural networks for ASR bas
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -137,20 +138,24 @@ def denominator_posteriors(
         raise MisuseError(f"denominator: expected arcs and no epsilons, got {graph}; remove the epsilons first")
     if not 0.0 <= leak < torch.inf:
         raise MisuseError(f"denominator: leak {leak} is not a weight; expected 0 or a small positive number")
-    outputs = outputs.detach().to(outputs.dtype if outputs.dtype in _MASS_TOLERANCE else torch.float32)
-    arcs = _paired_arcs(graph, outputs.dtype)
-    logprob, shares, mass_error = _implementation(outputs)(arcs, outputs, lengths, leak, occupancies)
-    tolerance = _MASS_TOLERANCE[outputs.dtype] + outputs.shape[1] * torch.finfo(outputs.dtype).eps
-    for b in (~(logprob.isfinite() & (mass_error < tolerance))).nonzero()[:, 0].tolist():
-        if not (outputs[b, : lengths[b]] < torch.inf).all():  # NaN or +inf: nothing to rescue
-            logprob[b] = torch.nan
-            if shares is not None:
-                shares[b] = 0.0
-            continue
-        again = _in_log_domain(graph, outputs[b:b + 1], lengths[b:b + 1], leak, occupancies)
-        logprob[b] = again.logprob[0]
+    outputs = outputs.detach()
+    if not occupancies:  # without them lost mass goes unnoticed, so lose none
+        outputs = outputs.double()
+    elif outputs.dtype not in _MASS_TOLERANCE:
+        outputs = outputs.float()
+    logprob, shares, sound = _in_probability_space(graph, outputs, lengths, leak, occupancies)
+    if not sound.all():
+        numbers = torch.stack([(scores[:n] < torch.inf).all() for scores, n in zip(outputs, lengths)])
+        for again in (_in_probability_space, _in_log_domain):
+            redo = (numbers & ~sound).nonzero()[:, 0]
+            if redo.numel():
+                found = again(graph, outputs[redo].double(), lengths[redo.cpu()], leak, occupancies)
+                logprob[redo], sound[redo] = found[0], found[2]
+                if shares is not None:
+                    shares[redo] = found[1].to(shares.dtype)
+        logprob[~numbers] = torch.nan
         if shares is not None:
-            shares[b] = again.occupancies[0]
+            shares[~numbers] = 0.0
     return Posteriors(logprob=logprob, occupancies=shares)
 
 
@@ -223,14 +228,29 @@ def _inverse(total: Tensor) -> Tensor:
     return (1 / total).where(total > 0, 0.0)
 
 
-def _implementation(outputs: Tensor):
+def _in_probability_space(
+    graph: Graph, outputs: Tensor, lengths: Tensor, leak: float, occupancies: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Log-probabilities, occupancies, and whether no mass was lost, for each sequence."""
+    arcs = _paired_arcs(graph, outputs.dtype)
+    logprob, shares, mass_error = _implementation(outputs)(arcs, outputs, lengths, leak, occupancies)
+    tolerance = _MASS_TOLERANCE[outputs.dtype] + outputs.shape[1] * torch.finfo(outputs.dtype).eps
+    return logprob, shares, logprob.isfinite() & (mass_error < tolerance)
+
+
+def _in_log_domain(
+    graph: Graph, outputs: Tensor, lengths: Tensor, leak: float, occupancies: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The same, safe from underflow and slow."""
+    initial, final = initial_probabilities(graph).log(), torch.zeros(graph.num_states, dtype=torch.float64)
+    packed = PackedGraphs.of(*([x] * len(lengths) for x in (graph, initial, final)))
+    found = log_forward_backward(packed, outputs, lengths, leak, occupancies)
+    return found.logprob, found.occupancies, found.logprob.isfinite()
+
+
+def _implementation(outputs: Tensor) -> Callable[..., tuple[Tensor, Tensor | None, Tensor]]:
     if outputs.device.type != "cpu" or importlib.util.find_spec("numba") is None:
         return scaled_forward_backward
     from hemstitch.graphs._denominator_numba import forward_backward
 
     return forward_backward
-
-
-def _in_log_domain(graph: Graph, outputs: Tensor, lengths: Tensor, leak: float, occupancies: bool) -> Posteriors:
-    initial, final = initial_probabilities(graph).log(), torch.zeros(graph.num_states, dtype=torch.float64)
-    return log_forward_backward(PackedGraphs.of([graph], [initial], [final]), outputs, lengths, leak, occupancies)

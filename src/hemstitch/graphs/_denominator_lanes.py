@@ -65,6 +65,18 @@ def load(typingctx, array, index):
 
 
 @intrinsic
+def at(typingctx, array, index):
+    """The number ``array[index]``, integers widened; unchecked, since checks would cost as much as the arc."""
+    kind = array.dtype if isinstance(array.dtype, types.Float) else types.intp
+
+    def build(context, builder, signature, args):
+        data = context.make_array(array)(context, builder, args[0]).data
+        return context.cast(builder, builder.load(builder.gep(data, [args[1]])), array.dtype, kind)
+
+    return kind(array, types.intp), build
+
+
+@intrinsic
 def store(typingctx, array, index, value):
     """``array[index] = value``; no bounds are checked."""
 

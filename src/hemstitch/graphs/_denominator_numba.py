@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hemstitch.graphs._denominator import PairedArcs
 from hemstitch.graphs._denominator_lanes import (
+    at,
     everywhere,
     exp,
     finite_or_zero,
@@ -117,8 +118,8 @@ def _forward_frame(arcs, leak, x, before, after, totals, t):
     total = everywhere(totals, 0.0)
     for state in range(len(arcs.initial)):
         arriving = everywhere(totals, 0.0)
-        for pair in range(arcs.dst_first[state], arcs.dst_first[state + 1]):
-            arriving = arriving + _pair_sum(arcs, pair, before, jump) * load(x, arcs.pair_pdf[pair])
+        for pair in range(at(arcs.dst_first, state), at(arcs.dst_first, state + 1)):
+            arriving = arriving + _pair_sum(arcs, pair, before, jump) * load(x, at(arcs.pair_pdf, pair))
         arriving = arriving * scale
         store(after, state, arriving)
         total = total + arriving
@@ -128,9 +129,9 @@ def _forward_frame(arcs, leak, x, before, after, totals, t):
 @kernel
 def _pair_sum(arcs, pair, alpha, jump):
     """sum of (alpha + jump x initial)(source) x weight over the arcs of a pair."""
-    total = jump * arcs.pair_initial[pair]
-    for arc in range(arcs.pair_first[pair], arcs.pair_first[pair + 1]):
-        total = total + load(alpha, arcs.src[arc]) * arcs.weight[arc]
+    total = jump * at(arcs.pair_initial, pair)
+    for arc in range(at(arcs.pair_first, pair), at(arcs.pair_first, pair + 1)):
+        total = total + load(alpha, at(arcs.src, arc)) * at(arcs.weight, arc)
     return total
 
 
@@ -153,19 +154,19 @@ def _backward_frame(arcs, leak, x, alpha, totals, t, beta, passed_on, share):
     scale, jump = inverse(load(totals, t)), load(totals, t) * leak
     landed = everywhere(beta, 0.0)
     for state in range(len(beta)):
-        landed = landed + load(beta, state) * arcs.initial[state]
+        landed = landed + load(beta, state) * at(arcs.initial, state)
     landed = landed * leak
     for pdf in range(len(share)):
         store(share, pdf, everywhere(share, 0.0))
     for pair in range(len(arcs.pair_dst)):
-        pdf = arcs.pair_pdf[pair]
-        handed = (load(beta, arcs.pair_dst[pair]) + landed) * load(x, pdf) * scale
+        pdf = at(arcs.pair_pdf, pair)
+        handed = (load(beta, at(arcs.pair_dst, pair)) + landed) * load(x, pdf) * scale
         store(passed_on, pair, handed)
         store(share, pdf, load(share, pdf) + _pair_sum(arcs, pair, alpha, jump) * handed)
     for state in range(len(beta)):
         total = everywhere(beta, 0.0)
-        for arc in range(arcs.out_first[state], arcs.out_first[state + 1]):
-            total = total + load(passed_on, arcs.out_pair[arc]) * arcs.out_weight[arc]
+        for arc in range(at(arcs.out_first, state), at(arcs.out_first, state + 1)):
+            total = total + load(passed_on, at(arcs.out_pair, arc)) * at(arcs.out_weight, arc)
         store(beta, state, total)
 
 
