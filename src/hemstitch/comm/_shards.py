@@ -12,7 +12,7 @@ sends one vector per shard (the tree is cut across): the price of a lost worker 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -39,39 +39,56 @@ def shards_of(rank: int, world: int, num_shards: int) -> range:
     return range(num_shards * rank // world, num_shards * (rank + 1) // world)
 
 
-def tree_sum(parts: Sequence[Tensor]) -> Tensor:
+def tree_sum(parts: Iterable[Tensor]) -> Tensor:
     """Add tensors of one shape pairwise in their order; an odd one out passes to the next level.
 
-    The order of the additions depends on ``len(parts)`` alone. The parts are left unchanged.
+    The order of the additions depends on the number of parts alone. The parts are left unchanged; of n parts that a
+    generator makes one by one, about log2(n) are held at a time.
     """
-    level = list(parts)
-    while len(level) > 1:
-        pairs = [left + right for left, right in zip(level[::2], level[1::2], strict=False)]
-        level = pairs + level[len(pairs) * 2:]
-    return level[0]
+    subtrees: list[tuple[int, Tensor]] = []                 # (leaves, their sum), as in a binary counter
+    for part in parts:
+        leaves, total = 1, part
+        while subtrees and subtrees[-1][0] == leaves:
+            leaves, total = 2 * leaves, subtrees.pop()[1] + total
+        subtrees.append((leaves, total))
+    _, total = subtrees.pop()
+    while subtrees:
+        total = subtrees.pop()[1] + total
+    return total
 
 
-def sum_shards(reducer: Reducer, parts: Sequence[Tensor], num_shards: int) -> Tensor:
+def sum_shards(reducer: Reducer, parts: Iterable[Tensor], num_shards: int) -> Tensor:
     """The sum over all logical shards of all workers, the same to the bit for every number of workers.
 
     Args:
         reducer: speaks to the other workers.
-        parts: this worker's shard sums, in the order of :func:`shards_of`.
+        parts: this worker's shard sums, in the order of :func:`shards_of`; may be a generator.
         num_shards: logical shards in all, a power of two.
 
     Returns:
-        A tensor of the shape of each part; every worker gets the same one.
+        A new tensor of the shape of each part; every worker gets the same one.
 
     Cost: one reduction of one part if the number of workers is a power of two, else of ``num_shards`` parts.
     """
     own = shards_of(reducer.rank, reducer.world, num_shards)
-    if len(parts) != len(own):
-        raise MisuseError(f"worker {reducer.rank} owns shards {own.start}..{own.stop - 1} but gave {len(parts)} sums")
+    parts = _exactly(len(own), parts)
     if _is_power_of_two(reducer.world):
-        total = tree_sum(parts) if len(parts) > 1 else parts[0].clone()
+        total = tree_sum(parts)
+        total = total.clone() if len(own) == 1 else total
         reducer.sum_(total)
         return total
-    rows = parts[0].new_zeros((num_shards, *parts[0].shape))
-    torch.stack(list(parts), out=rows[own.start:own.stop])
+    own_parts = list(parts)
+    rows = own_parts[0].new_zeros((num_shards, *own_parts[0].shape))
+    torch.stack(own_parts, out=rows[own.start:own.stop])
     reducer.sum_(rows)                                      # adds zeros elsewhere: exact
-    return tree_sum(list(rows))
+    return tree_sum(rows)
+
+
+def _exactly(expected: int, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    count = 0
+    for part in parts:
+        count += 1
+        yield part
+    if count != expected:
+        raise MisuseError(f"this worker owns {expected} logical shards but gave {count} sums: one per shard, see "
+                          "shards_of")
