@@ -167,14 +167,15 @@ class Backstitch(UpdateRule):
             return None
         if hasattr(self, "found_inf"):
             raise MisuseError("a GradScaler cannot unscale what a closure computes: write "
-                              "`for _ in optimizer.phases():` with zero_grad, scaler.scale(loss).backward(), scaler.step(optimizer), scaler.update()")
+                              "`for _ in optimizer.phases():` with zero_grad, scaler.scale(loss).backward(), "
+                              "scaler.step(optimizer) and scaler.update() in it")
         losses = []
         with closing(self.phases()) as phases:
             for _ in phases:
                 with torch.enable_grad():
                     losses.append(closure())
                 self._apply()
-        self._losses = tuple(losses)
+        self._losses = tuple(loss.detach() if isinstance(loss, torch.Tensor) else loss for loss in losses)
         return losses[0]
 
     def phases(self) -> Iterator[str]:

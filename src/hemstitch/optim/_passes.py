@@ -178,4 +178,4 @@ class Passes:
         self._contexts.close()
         if self.num_moved and not self.is_complete:
             torch._foreach_copy_(*self._origin)
-        self._origin = ([], [])
+            self.num_moved = 0
