@@ -1,7 +1,10 @@
-"""Fixtures for every test: where the shared data and golden numbers are, and one thread."""
+"""Fixtures for every test: shared data and golden numbers, one thread, a tiny image problem with a recipe on it."""
 
+import gzip
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,3 +33,51 @@ def shared_data() -> Path:
 def shared_golden() -> Path:
     """The folder of golden numbers beside the checkout."""
     return _folder("golden")
+
+
+def write_idx(path, array):
+    header = struct.pack(f">i{array.ndim}i", 0x800 + array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory):
+    """Three classes of 4 x 4 images: a bright row at another height each, with noise."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 300), ("t10k", 90)):
+        labels = np.arange(count) % 3
+        images = random.integers(0, 120, (count, 4, 4))
+        images[np.arange(count), labels] += 100
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
+    return folder
+
+
+@pytest.fixture
+def tiny_recipe(tiny_images, tmp_path):
+    """A recipe file on the tiny images: 27 steps, dropout, a checkpoint every 4 steps."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(f"""
+name = "tiny"
+[data]
+kind = "images"
+source = "{tiny_images}"
+[model]
+hidden = [16]
+dropout = 0.2
+[update]
+kind = "adam"
+lr = 0.01
+[schedule]
+kind = "plateau"
+patience = 0
+threshold = 0.2
+[train]
+epochs = 3
+batch_size = 30
+log_every = 5
+checkpoint_every = 4
+threads = 1
+""")
+    return path

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hemstitch.errors import DataError
-from hemstitch.speech import Corpus, import_corpus
+from hemstitch.errors import ConfigError, DataError
+from hemstitch.speech import IMPORTERS, Corpus, import_corpus
+from hemstitch.train._config import nearest
 from hemstitch.train._console import Console
 from hemstitch.train._options import SpeechData
 
@@ -29,6 +30,8 @@ def open_corpus(options: SpeechData, console: Console) -> Corpus:
 
 def make_corpus(name: str, source: Path | None, folder: Path, settings: Sequence[str], console: Console) -> None:
     """Run an importer, with a progress bar."""
+    if name not in IMPORTERS:
+        raise ConfigError(f"no importer {name!r}: {nearest(name, list(IMPORTERS))}")
     console.say(f"importing {name} into {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with console.progress(100, f"importing {name}") as bar:
