@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hemstitch.train._options import SpeechData
 
 
 def open_corpus(options: SpeechData, console: Console) -> Corpus:
-    """The corpus of a recipe; its importer makes it if the folder is not there.
+    """The corpus of a recipe, cut as it says; its importer makes it if the folder is not there.
 
     Raises:
         DataError: no such folder and no importer, or bad content.
@@ -25,7 +26,16 @@ def open_corpus(options: SpeechData, console: Console) -> Corpus:
                 "or make it with `hemstitch data`."
             )
         make_corpus(options.importer, options.source, options.corpus, options.importer_options, console)
-    return Corpus.load(options.corpus, tolerance=options.tolerance)
+    corpus = Corpus.load(options.corpus, tolerance=options.tolerance)
+    return take_fold(corpus, options) if options.fold else corpus
+
+
+def take_fold(corpus: Corpus, options: SpeechData) -> Corpus:
+    """All parts of the recipe pooled: one fold of the speakers becomes the test part, the rest the training part."""
+    pooled = corpus.select(*{options.train, options.dev, options.test} & set(corpus.splits))
+    cut = pooled.speaker_folds(options.folds, seed=options.fold_seed)[options.fold - 1]
+    names = {"train": options.train, "test": options.test}
+    return dataclasses.replace(cut, utterances=tuple(dataclasses.replace(u, split=names[u.split]) for u in cut))
 
 
 def make_corpus(name: str, source: Path | None, folder: Path, settings: Sequence[str], console: Console) -> None:
