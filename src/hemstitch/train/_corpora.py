@@ -32,7 +32,7 @@ def open_corpus(options: SpeechData, console: Console) -> Corpus:
 
 def take_fold(corpus: Corpus, options: SpeechData) -> Corpus:
     """All parts of the recipe pooled: one fold of the speakers becomes the test part, the rest the training part."""
-    pooled = corpus.select(*{options.train, options.dev, options.test} & set(corpus.splits))
+    pooled = corpus.select(options.train, options.test, *{options.dev}.intersection(corpus.splits))
     cut = pooled.speaker_folds(options.folds, seed=options.fold_seed)[options.fold - 1]
     names = {"train": options.train, "test": options.test}
     return dataclasses.replace(cut, utterances=tuple(dataclasses.replace(u, split=names[u.split]) for u in cut))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hemstitch.train._options import ImageData
 from hemstitch.train._strategies import Batch
 
 LOOK_BATCH = 2048
+BLOCKS_PER_FOLD = 40
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -58,6 +60,13 @@ def _find(source: Path, stem: str) -> Path:
     raise DataError(f"{source}: no {stem}.gz there. Set data.source to the folder with the four idx files.")
 
 
+def cut_fold(count: int, options: ImageData) -> tuple[Tensor, Tensor]:
+    """Indices of the images of the fold, in random order, and of the others."""
+    order = torch.randperm(count, generator=generator(options.fold_seed))
+    in_fold = torch.arange(count) % options.folds == options.fold - 1
+    return order[in_fold], order[~in_fold].sort().values
+
+
 class ImageTask:
     """Classify images.
 
@@ -71,6 +80,11 @@ class ImageTask:
     def __init__(self, options: ImageData, device: torch.device) -> None:
         inputs, targets = read_images(options.source, "train")
         test_inputs, test_targets = read_images(options.source, "t10k")
+        self.fold = options.fold
+        if options.fold:
+            pooled = torch.cat([inputs, test_inputs]), torch.cat([targets, test_targets])
+            self.test_ids, rest = cut_fold(len(pooled[0]), options)
+            (inputs, test_inputs), (targets, test_targets) = ((x[rest], x[self.test_ids]) for x in pooled)
         mean, deviation = inputs.mean(), inputs.std()
         order = torch.randperm(len(inputs), generator=generator(options.dev_seed))
         num_dev = round(options.dev_share * len(inputs))
@@ -119,8 +133,21 @@ class ImageTask:
         return []
 
     def finish(self, model: nn.Module, folder: Any, console: Any) -> dict[str, Any]:
-        """Accuracy on dev and test."""
+        """Accuracy on dev and test; of a fold, also the answer to each of its images."""
+        if self.fold:
+            folder.write_lines("predictions/test.jsonl", self.answers(model))
         return {"accuracy": {part: 1 - self.evaluate(model, part)["error"] for part in ("dev", "test")}}
+
+    def answers(self, model: nn.Module) -> Iterator[dict[str, Any]]:
+        """Every test image with its class and the network's; random blocks of images stand in for speakers."""
+        inputs, targets = self.parts["test"]
+        model.eval()
+        with torch.no_grad():
+            decisions = torch.cat([model(x).flatten(1).argmax(1) for x in inputs.split(LOOK_BATCH)])
+        rows = zip(self.test_ids.tolist(), targets.tolist(), decisions.tolist())
+        for k, (image, target, decision) in enumerate(rows):
+            block = f"fold {self.fold} block {k % BLOCKS_PER_FOLD}"
+            yield {"id": str(image), "speaker": block, "reference": str(target), "hypothesis": str(decision)}
 
     def facts(self) -> dict[str, Any]:
         """What `--dry-run` shows of the data."""
