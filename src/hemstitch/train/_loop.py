@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,6 +98,10 @@ class Interrupted(Exception):
     path: Path | None = None
 
 
+Watch = Callable[[float, dict[str, float]], None]
+"""Called at every look with the share of the epochs that is done and the values on dev; may raise to end the run."""
+
+
 class Loop:
     """A run in motion.
 
@@ -127,6 +131,7 @@ class Loop:
         self.schedule, self.source, self.folder = schedule, source, folder
         self.options, self.console, self.stateful = options, console, dict(stateful or {})
         self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.watch: Watch | None = None
         self.progress, self.window = Progress(), Window()
         self.clock = (time.perf_counter(), time.process_time())
         self.stop_requested = False
@@ -196,6 +201,8 @@ class Loop:
                 progress.best_loss, progress.best_step = values["loss"], progress.step
             if self.schedule.observe(values["loss"]):
                 self.event("learning-rate", f"dev loss is flat: learning rate times {self.schedule.reduction:g}")
+            if self.watch is not None:
+                self.watch(epoch / self.options.epochs, values)
         if epoch < self.options.epochs:
             renewed = self.task.after_epoch(epoch, self.model)
             for kind, message in renewed:

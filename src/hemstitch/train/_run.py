@@ -9,24 +9,27 @@ from typing import Any
 
 import torch
 
-from hemstitch.errors import HemstitchError, RunError
+from hemstitch.errors import HemstitchError, NonFiniteError, RunError
 from hemstitch.train._build import Run, build_run
 from hemstitch.train._checkpoint import load_checkpoint
 from hemstitch.train._console import Console
-from hemstitch.train._loop import Interrupted, Loop
+from hemstitch.train._loop import Interrupted, Loop, Watch
 from hemstitch.train._recipe import Recipe, restore_recipe
 from hemstitch.train._run_folder import RESULT, RunFolder, next_run_path, read_json
 
 Reporter = Callable[[Path], Path]
 
 
-def train(recipe: Recipe, path: Path | None = None, console: Console | None = None) -> Path:
+def train(
+    recipe: Recipe, path: Path | None = None, console: Console | None = None, watch: Watch | None = None
+) -> Path:
     """Train a recipe from the start; returns the run folder, which then holds result.json.
 
     Args:
         recipe: what to do.
         path: the run folder; ``None``: ``runs/<name>-<number>``.
         console: where messages go; ``None``: standard error.
+        watch: called at every look with the share of the epochs that is done and the values on dev.
 
     Raises:
         HemstitchError: bad input, a folder that cannot be written, non-finite values.
@@ -36,10 +39,10 @@ def train(recipe: Recipe, path: Path | None = None, console: Console | None = No
     run = build_run(recipe, console)
     folder = RunFolder.create(path or next_run_path(Path("runs"), recipe.name), recipe.with_origins())
     console.say(f"run folder: {folder.path}")
-    return _go(run, folder, run.loop(folder))
+    return _go(run, folder, run.loop(folder), watch)
 
 
-def resume(path: Path, console: Console | None = None) -> Path:
+def resume(path: Path, console: Console | None = None, watch: Watch | None = None) -> Path:
     """Continue a run that was killed or stopped, to the same bits as if it had not been.
 
     A finished run is left as it is.
@@ -59,10 +62,11 @@ def resume(path: Path, console: Console | None = None) -> Path:
     for complaint in complaints:
         loop.event("checkpoint", complaint, level="warning")
     console.say(f"{path}: continuing after step {loop.progress.step}")
-    return _go(run, folder, loop)
+    return _go(run, folder, loop, watch)
 
 
-def _go(run: Run, folder: RunFolder, loop: Loop) -> Path:
+def _go(run: Run, folder: RunFolder, loop: Loop, watch: Watch | None) -> Path:
+    loop.watch = watch
     if loop.progress.step == 0:
         for kind, message in getattr(run.task, "notices", []):
             loop.event(kind, message, level="warning")
@@ -75,7 +79,8 @@ def _go(run: Run, folder: RunFolder, loop: Loop) -> Path:
         stop.path = folder.path
         raise
     except HemstitchError as error:
-        folder.write_result({"status": "failed", "error": str(error), "summary": summary(loop)})
+        reason = {"error": str(error), "error_type": type(error).__name__}
+        folder.write_result({"status": "failed", **reason, "summary": summary(loop)})
         raise
     folder.write_result({"status": "finished", "summary": summary(loop), **outcome})
     return folder.path
@@ -83,6 +88,8 @@ def _go(run: Run, folder: RunFolder, loop: Loop) -> Path:
 
 def load_best(loop: Loop, folder: RunFolder) -> None:
     """Give the model the parameters that were best on dev, and the task the state that went with them."""
+    if loop.progress.best_step < 0:
+        raise NonFiniteError(f"{folder.path}: the dev loss was never finite. Lower update.lr or set train.clip.")
     state = load_checkpoint(folder.checkpoint_path(loop.progress.best_step))
     loop.model.load_state_dict(state["model"])
     loop.task.load_state_dict(state["task"])
