@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from hemstitch.errors import NonFiniteError, RunError
+from hemstitch.errors import ConfigError, NonFiniteError, RunError
 from hemstitch.sampling import BatchSource
 from hemstitch.train._console import Console
 from hemstitch.train._options import Training
@@ -324,8 +324,8 @@ class Loop:
             for name in ("schedule", "source", "task"):
                 getattr(self, name).load_state_dict(state[name])
             self.progress, self.window = Progress(**state["progress"]), Window(**state["window"])
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise RunError(f"the checkpoint does not fit this run's configuration: {error}") from None
+        except (ConfigError, KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise RunError(f"the checkpoint does not fit this run's configuration and data: {error}") from None
         torch.set_rng_state(state["random"])
         if "random_cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])

@@ -1,0 +1,101 @@
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import speech_recipe, write_tiny_corpus
+
+from hemstitch.errors import DataError, RunError
+from hemstitch.train import Console, Interrupted, load_recipe, load_trained, resume, train
+from hemstitch.train._build import build_run
+from hemstitch.train._checkpoint import load_checkpoint
+from hemstitch.train._run_folder import RunFolder
+
+QUIET = Console(quiet=True)
+OUT_OF_VOCABULARY = {
+    "id": "x-1",
+    "speaker": "s0",
+    "text": "ELEVEN",
+    "split": "train",
+    "features": ["features.npy", 0, 30],
+}
+TOO_SHORT = {"id": "x-2", "speaker": "s0", "text": "ONE TWO TEN", "split": "train", "features": ["features.npy", 0, 3]}
+NO_TEXT = {"id": "x-3", "speaker": "s0", "text": " ", "split": "train", "features": ["features.npy", 0, 30]}
+
+
+@pytest.fixture
+def recipe(tiny_corpus, tmp_path):
+    return speech_recipe(tmp_path / "recipe.toml", tiny_corpus)
+
+
+def test_from_flat_start_to_words_without_an_error(recipe, tmp_path):
+    folder = train(load_recipe(recipe), tmp_path / "run", QUIET)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["wer"]["test"]["rate"] == 0 and result["wer"]["test"]["words"] > 10
+    rows = [json.loads(line) for line in (folder / "decode" / "test.jsonl").read_text().splitlines()]
+    assert len(rows) == 12 and all(row["reference"] == row["hypothesis"] for row in rows)
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [e["kind"] for e in events].count("realign") == 2
+
+
+def test_a_stopped_speech_run_keeps_its_alignments(recipe, tmp_path, monkeypatch):
+    from hemstitch.train import _loop
+
+    whole = train(load_recipe(recipe), tmp_path / "whole", QUIET)
+    original = _loop.Loop.one_step
+
+    def one_step(loop):
+        original(loop)
+        loop.stop_requested = loop.progress.step == 2 * loop.source.indices.batches_per_epoch + 3
+
+    monkeypatch.setattr(_loop.Loop, "one_step", one_step)
+    with pytest.raises(Interrupted):
+        train(load_recipe(recipe), tmp_path / "stopped", QUIET)
+    monkeypatch.setattr(_loop.Loop, "one_step", original)
+    resume(tmp_path / "stopped", QUIET)
+    a, b = (load_checkpoint(RunFolder.open(f).checkpoints()[-1]) for f in (whole, tmp_path / "stopped"))
+    for key in ("model", "task"):
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
+
+
+def test_a_trained_run_recognises_again_with_other_settings(recipe, tmp_path):
+    folder = train(load_recipe(recipe), tmp_path / "run", QUIET)
+    run, opened = load_trained(folder, QUIET, {"decode.beam": 3.0, "decode.word_penalty": [30.0]})
+    outcome = run.task.decode(run.model, opened, ("test",), QUIET)
+    assert outcome["wer"]["test"]["deletions"] > 0  # words have become too dear
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (OUT_OF_VOCABULARY, r"utterances.jsonl:49: utterance 'x-1': .*ELEVEN"),
+        (TOO_SHORT, r"utterances.jsonl:49: utterance 'x-2': too few frames"),
+        (NO_TEXT, r"utterances.jsonl:49: .*text"),
+    ],
+)
+def test_a_broken_utterance_stops_the_run_or_is_left_out_and_reported(tmp_path, line, message):
+    write_tiny_corpus(tmp_path / "corpus", [json.dumps(line)])
+    path = speech_recipe(tmp_path / "recipe.toml", tmp_path / "corpus")
+    with pytest.raises(DataError, match=message):
+        build_run(load_recipe(path), QUIET)
+    folder = train(load_recipe(path, ["--data.tolerance", "0.05"]), tmp_path / "run", QUIET)
+    events = [json.loads(row) for row in (folder / "events.jsonl").read_text().splitlines()]
+    assert [e["level"] for e in events if e["kind"] == "skipped" and line["id"] in e["message"]] == ["warning"]
+    assert json.loads((folder / "result.json").read_text())["wer"]["test"]["rate"] == 0
+
+
+def test_a_corpus_that_changed_under_a_run_is_noticed(tiny_corpus, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, corpus)
+    recipe = speech_recipe(tmp_path / "recipe.toml", corpus)
+    folder = train(load_recipe(recipe), tmp_path / "run", QUIET)
+    lines = (corpus / "utterances.jsonl").read_text().splitlines()
+    (corpus / "utterances.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    with pytest.raises(RunError, match=r"does not fit.*num_items = 1822, this run has 1746"):
+        load_trained(folder, QUIET)
+
+
+def test_a_missing_corpus_names_what_to_set(tmp_path):
+    path = speech_recipe(tmp_path / "recipe.toml", tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no such corpus folder. Set data.importer"):
+        build_run(load_recipe(path), QUIET)
