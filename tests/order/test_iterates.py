@@ -182,6 +182,10 @@ def test_tied_weights_move_together():
     model, batches = Tied().double(), regression_batches(4)
     end = backward_iterates(model, MSE, batches, 0.1, [3, 4], engine="vmap")[4]
     assert gap(end, backward_twin(model, MSE, batches, 4, 0.1)) < 1e-14
+    chain = mlp(2, 2, 2, 1)
+    chain[2].weight = chain[0].weight
+    end = backward_iterates(chain, MSE, batches, 0.1, [3, 4])[4]
+    assert gap(end, backward_twin(chain, MSE, batches, 4, 0.1)) < 1e-14
 
 
 class CustomIdentity(torch.autograd.Function):
@@ -209,7 +213,7 @@ def test_loop_serves_what_vmap_cannot_and_says_why():
     assert maps.passes.backward == 6
 
 
-@pytest.mark.parametrize("spoil", ["hook", "forward", "shared", "dimensions"])
+@pytest.mark.parametrize("spoil", ["hook", "forward", "shared", "dimensions", "activations", "activation first"])
 def test_fused_refuses_what_it_would_get_wrong(spoil):
     model, batches = mlp(2, 2, 2, 1), regression_batches(4)
     if spoil == "hook":
@@ -218,12 +222,18 @@ def test_fused_refuses_what_it_would_get_wrong(spoil):
         model[0].forward = lambda x: x
     elif spoil == "shared":
         model[2] = model[0]
+    elif spoil == "activations":
+        model.insert(1, nn.Sigmoid())
+    elif spoil == "activation first":
+        model = nn.Sequential(nn.Flatten(), nn.ReLU(), *model)
     else:
         batches = [(x.unsqueeze(1), y.unsqueeze(1)) for x, y in batches]
     with pytest.raises(MisuseError, match="not fused"):
         backward_iterates(model, MSE, batches, 0.1, engine="fused")
+    before = [x.clone() for x, _ in batches]
     end = backward_iterates(model, MSE, batches, 0.1, [3, 4])[4]
     assert gap(end, backward_twin(model, MSE, batches, 4, 0.1)) < 1e-14
+    assert all(torch.equal(x, kept) for (x, _), kept in zip(batches, before))
 
 
 @pytest.mark.parametrize("wrong", [{"at": [6]}, {"at": [-1]}, {"lr": 0.0}, {"engine": "magic"}, {"memory": 0}])

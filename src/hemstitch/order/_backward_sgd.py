@@ -17,14 +17,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from hemstitch.errors import MisuseError, RunError
-from hemstitch.order._maps import EngineName, Maps, Point, Stateful, Update, modes_of, set_modes
+from hemstitch.order._maps import EngineName, Maps, Point, Stateful, Update
 from hemstitch.order._objective import Loss, Objective, Parameters
+from hemstitch.order._statistics import has_batch_norm, reestimate_statistics
 
 _VERSION = 1
 
@@ -94,10 +93,10 @@ class BackwardSGD:
         fresh_state: clear optimizer state (to what it was at construction) whenever a trajectory starts; default: it is
             carried over a reset.
         make_batch: ``make_batch(item)`` makes the batch from what ``observe`` was given (say, indices) each time it is
-            needed; torch's random state in it is replayed. ``None``: batches themselves are kept.
+            needed; torch's random state in it is replayed. ``None``: batches themselves are kept, by reference.
         stateful: other parts that change in a step (a natural gradient), with ``state_dict`` and ``load_state_dict``.
-        engine: "auto"; or insist on "fused" (chains of Linear, ReLU, tanh, sigmoid), "vmap", or "loop" (anything).
-            The first two serve plain ``torch.optim.SGD`` without momentum; all give the same iterates.
+        engine: "auto", or insist on "fused" (chains of Linear with ReLU, tanh or sigmoid), "vmap", or "loop" (anything).
+            The first two serve plain ``torch.optim.SGD`` without momentum. All give the same iterates up to rounding.
         memory: bytes for trajectories that move together.
         seed: of the randomness (dropout, ``make_batch``) of batch i, which is drawn from ``seed + i``.
         statistics_batches: newest batches from which batch-norm statistics are re-estimated for a look.
@@ -146,8 +145,7 @@ class BackwardSGD:
         self._updates: list[Update] = []
         self._mark: Point | None = None  # the iterate at the end of the last window, when it is not the origin
         self._num_resets = 0
-        has_norms = any(isinstance(module, _BatchNorm) for module in model.modules())
-        self._recent: deque[Update] = deque(maxlen=statistics_batches if has_norms else 0)
+        self._recent: deque[Update] = deque(maxlen=statistics_batches if has_batch_norm(model) else 0)
 
     @property
     def phase(self) -> Literal["forward", "backward"]:
@@ -282,7 +280,7 @@ class BackwardSGD:
     def _settle(self, point: Point | None = None) -> None:
         """End the trajectory where it is and stay there, in the ordinary order until the next batch says otherwise."""
         self._maps.restore(point or self._point(self.num_steps))
-        self._reestimate_statistics()
+        reestimate_statistics(self._maps, self._recent)
         self._origin_step, self._updates, self._mark = None, [], None
 
     def _end_window(self) -> None:
@@ -339,31 +337,8 @@ class BackwardSGD:
     def _showing(self, point: Point) -> Iterator[None]:
         with self._maps.workspace():
             self._maps.restore(point, states=False)
-            self._reestimate_statistics()
+            reestimate_statistics(self._maps, self._recent)
             yield
-
-    @torch.no_grad()
-    def _reestimate_statistics(self) -> None:
-        """Average batch-norm statistics over the newest batches, at the parameters shown."""
-        if not self._recent:
-            return
-        modes = modes_of(self.model)
-        norms = [module for name, module in self.model.named_modules() if isinstance(module, _BatchNorm)
-                 and module.track_running_stats and self._maps.modes.get(name)]  # frozen ones keep theirs
-        momenta = [norm.momentum for norm in norms]
-        try:
-            self.model.eval()
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # the plain average
-                norm.train()
-            for update in self._recent:
-                self._maps.objective(self.model, self._maps.batch(update))
-            self._maps.passes.spend(len(self._recent), 0)
-        finally:
-            for norm, momentum in zip(norms, momenta):
-                norm.momentum = momentum
-            set_modes(self.model, modes)
 
 
 def _nbytes(item: Any) -> int:

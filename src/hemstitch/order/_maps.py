@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hemstitch.errors import MisuseError, NonFiniteError
-from hemstitch.order._engines import FusedEngine, Rates, Refused, VmapEngine
+from hemstitch.order._engines import Rates, Refused, VmapEngine
+from hemstitch.order._fused import FusedEngine
 from hemstitch.order._objective import Objective, Parameters, device_of, seeded
 
 EngineName = Literal["auto", "fused", "vmap", "loop"]
@@ -273,45 +274,46 @@ class Maps:
             self._rates = update.settings, rates
         return rates
 
-    def _choose(self, updates, trajectories) -> FusedEngine | VmapEngine | None:
+    def _choose(self, updates: Sequence[Update], trajectories: Sequence) -> FusedEngine | VmapEngine | None:
+        """The first engine that can serve; ``None``: the loop."""
         if not any(count for _, count in trajectories):
             return None  # nothing to apply
-        if self._engine == "loop":
-            self.engine_note = "loop; asked for"
-            return None
-        reasons = [reason] if (reason := self._against_stacking(updates)) else []
-        wanted = [e for e in (FusedEngine, VmapEngine) if self._engine in ("auto", e.name)]
-        if self._engine == "auto" and len(trajectories) == 1:
-            wanted.remove(VmapEngine)  # one trajectory is cheaper in the loop
-        for engine in [] if reason else wanted:
-            try:
-                with self._training():
-                    chosen = engine(self.model, self.objective, self.batch(updates[0]))
-            except Refused as refused:
-                reasons.append(f"not {engine.name}: {refused}")
-            else:
-                self.engine_note = "; ".join([engine.name, *reasons])
-                return chosen
-        if self._engine != "auto":
+        reasons = []
+        for engine in (FusedEngine, VmapEngine):
+            if self._engine in ("auto", engine.name):
+                try:
+                    chosen = self._build(engine, updates, len(trajectories))
+                except Refused as refused:
+                    reasons.append(f"not {engine.name}: {refused}")
+                else:
+                    self.engine_note = "; ".join([engine.name, *reasons])
+                    return chosen
+        if self._engine in ("fused", "vmap"):
             raise MisuseError(f"order: engine={self._engine!r} cannot serve here: {'; '.join(reasons)}. "
                               "Leave engine='auto', which falls back to a loop with the same results")
         self.engine_note = "; ".join(["loop", *reasons])
         return None
 
-    def _against_stacking(self, updates: Sequence[Update]) -> str | None:
-        """Why trajectories cannot be moved together, if they cannot."""
+    def _build(self, engine, updates: Sequence[Update], num_trajectories: int) -> FusedEngine | VmapEngine:
+        self._check_stackable(updates)
+        if self._engine == "auto" and engine is VmapEngine and (num_trajectories == 1 or not engine.pays(self.model)):
+            raise Refused("the loop is faster for one trajectory, and for large models on a CPU")
+        with self._training():
+            return engine(self.model, self.objective, self.batch(updates[0]))
+
+    def _check_stackable(self, updates: Sequence[Update]) -> None:
+        """Refuse maps that must follow each trajectory on its own."""
         if len(self._parts) > 1:
-            return "a stateful part must follow each trajectory on its own"
+            raise Refused("a stateful part follows each trajectory on its own")
         if type(self.optimizer) is not torch.optim.SGD:
-            return f"{type(self.optimizer).__name__} is not plain gradient descent"
+            raise Refused(f"{type(self.optimizer).__name__} is not plain gradient descent")
         if any(group["momentum"] for update in updates for group in update.settings):
-            return "momentum is state that must follow each trajectory on its own"
+            raise Refused("momentum is state that follows each trajectory on its own")
         if any(group["maximize"] for group in self.optimizer.param_groups):
-            return "the optimizer maximizes"
+            raise Refused("the optimizer maximizes")
         hooks = [p for p in self.model.parameters() if p._backward_hooks or p._post_accumulate_grad_hooks]
         if hooks or self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks:
-            return "hooks on parameters or on the optimizer's step"
-        return None
+            raise Refused("hooks on parameters or on the optimizer's step")
 
 
 def modes_of(model: nn.Module) -> dict[str, bool]:
