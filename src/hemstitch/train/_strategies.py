@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hemstitch.comm import LocalReducer, Reducer
 from hemstitch.sampling import BatchSource
 
 
@@ -73,11 +74,13 @@ class Gradient:
         model: the network.
         criterion: (outputs, targets) -> objective with ``loss`` (a sum) and ``weight``.
         autocast: whether the forward pass runs in bfloat16.
+        reducer: joins the gradients of several workers, weighted by what their batches hold.
     """
 
     model: nn.Module
     criterion: Callable[[Tensor, Any], Any]
     autocast: bool = False
+    reducer: Reducer = field(default_factory=LocalReducer)
 
     def objective(self, batch: Batch) -> Any:
         """Forward pass."""
@@ -88,11 +91,22 @@ class Gradient:
         return self.criterion(outputs.float(), batch.targets)
 
     def __call__(self, batch: Batch) -> Any:
-        """Forward and backward pass; returns the objective."""
+        """Forward and backward pass; returns this worker's objective."""
         objective = self.objective(batch)
         if objective.weight > 0:
             (objective.loss / objective.weight).backward()
+        if self.reducer.world > 1:
+            self.reduce(objective.weight)
         return objective
+
+    def reduce(self, weight: float) -> None:
+        """Replace the gradient of this worker's mean loss by that of the mean over all workers."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([piece.reshape(-1) for piece in pieces]) * weight
+        flat /= max(self.reducer.sum_(flat, weight), 1.0)
+        for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters])):
+            parameter.grad = mean.view_as(parameter)
 
 
 class SinglePass:
