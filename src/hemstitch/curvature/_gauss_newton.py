@@ -17,6 +17,7 @@ from hemstitch.curvature._operator import LinearOperator
 from hemstitch.curvature._output_curvature import OutputProduct, loss_hessian, slope_and_product
 from hemstitch.curvature._parameters import FlatParameters, Vector
 from hemstitch.curvature._r_operator import ROperator
+from hemstitch.curvature._target_loss import TargetLoss
 from hemstitch.errors import MisuseError
 
 EngineName = Literal["double_backward", "r_operator", "dual_forward"]
@@ -86,7 +87,8 @@ def gauss_newton(
 
     Args:
         model: returns one tensor.
-        loss: as in torch.nn, ``loss(outputs, targets)`` -> scalar; its module or functional form.
+        loss: as in torch.nn, ``loss(outputs, targets)`` -> scalar; its module or functional form. Or a
+            :class:`TargetLoss`, and ``None`` for ``targets``.
         inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments.
         targets: as the loss wants them.
         engine: ``double_backward`` keeps its graph: any model. ``r_operator`` is the fastest, for chains of Linear,
@@ -113,6 +115,8 @@ def gauss_newton(
     made = make_engine(engine, model, inputs, params)
     if loss_hvp is not None:
         return JacobianSandwich(made, lambda v: loss_hvp(made.outputs, v))
+    if isinstance(loss, TargetLoss):
+        return JacobianSandwich(made, loss.curvature(made.outputs))
     return JacobianSandwich(made, loss_hessian(loss, made.outputs, targets))
 
 
