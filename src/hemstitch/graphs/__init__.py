@@ -5,6 +5,16 @@ from hemstitch.graphs._denominator import denominator_posteriors, initial_probab
 from hemstitch.graphs._forward_backward import Posteriors
 from hemstitch.graphs._graph import Graph
 from hemstitch.graphs._numerator import numerator_posteriors
+from hemstitch.graphs._numerator_graph import (
+    alignment_graph,
+    compose,
+    normalisation_graph,
+    phone_sequence_graph,
+    slice_frames,
+    trimmed,
+)
+from hemstitch.graphs._phone_graphs import denominator_graph, expand_phones, minimise
+from hemstitch.graphs._phone_lm import estimate_phone_lm
 from hemstitch.graphs._viterbi import NoPathError, Path, shortest_length, viterbi
 
 __all__ = [
@@ -12,10 +22,20 @@ __all__ = [
     "NoPathError",
     "Path",
     "Posteriors",
+    "alignment_graph",
     "beam_search",
+    "compose",
+    "denominator_graph",
     "denominator_posteriors",
+    "estimate_phone_lm",
+    "expand_phones",
     "initial_probabilities",
+    "minimise",
+    "normalisation_graph",
     "numerator_posteriors",
+    "phone_sequence_graph",
     "shortest_length",
+    "slice_frames",
+    "trimmed",
     "viterbi",
 ]

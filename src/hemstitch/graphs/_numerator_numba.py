@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from hemstitch.graphs._forward_backward import PackedGraphs, Posteriors
+from hemstitch.graphs._graph_kernels import by_destination, fewest_arcs
 from hemstitch.graphs._jit import kernel, run
 from hemstitch.graphs._threads import share_out
-
-_NEVER = np.int64(1 << 60)
 
 
 def forward_backward(packed: PackedGraphs, outputs: Tensor, lengths: Tensor, occupancies: bool = True) -> Posteriors:
@@ -40,48 +39,14 @@ def _sequences(first, last, src, dst, pdf, logweight, initial, final, state_firs
         arcs, states = slice(arc_first[b], arc_first[b + 1]), slice(state_first[b], state_first[b + 1])
         src_b, dst_b = src[arcs] - state_first[b], dst[arcs] - state_first[b]
         alpha = np.full((lengths[b] + 1, state_first[b + 1] - state_first[b]), -np.inf)
-        order, into = _by_destination(dst_b, alpha.shape[1])
-        soonest = _fewest_arcs(src_b, dst_b, initial[states])
-        left = _fewest_arcs(dst_b, src_b, final[states])
+        order, into = by_destination(dst_b, alpha.shape[1])
+        soonest = fewest_arcs(src_b, dst_b, initial[states])
+        left = fewest_arcs(dst_b, src_b, final[states])
         _forward(alpha, order, into, src_b, pdf[arcs], logweight[arcs], initial[states], soonest, left, outputs[b])
         logprob[b] = _logsumexp(alpha[-1] + final[states])
         if shares.size and np.isfinite(logprob[b]):
             mass = np.exp(alpha[-1] + final[states] - logprob[b])
             _backward(alpha, order, into, src_b, pdf[arcs], logweight[arcs], mass, outputs[b], shares[b])
-
-
-@kernel
-def _by_destination(dst, num_states):
-    """Arcs sorted by destination, and where the arcs into each state begin."""
-    into = np.zeros(num_states + 1, np.int64)
-    for j in dst:
-        into[j + 1] += 1
-    into = np.cumsum(into)
-    order, place = np.empty(len(dst), np.int64), into[:-1].copy()
-    for a in range(len(dst)):
-        order[place[dst[a]]] = a
-        place[dst[a]] += 1
-    return order, into
-
-
-@kernel
-def _fewest_arcs(src, dst, logweight):
-    """Number of arcs of the shortest way to each state from those with a log weight above -inf."""
-    order, out = _by_destination(src, len(logweight))
-    hops = np.full(len(logweight), _NEVER)
-    queue, size = np.empty(len(logweight), np.int64), 0
-    for s in range(len(logweight)):
-        if logweight[s] > -np.inf:
-            hops[s], queue[size], size = 0, s, size + 1
-    head = 0
-    while head < size:
-        s = queue[head]
-        head += 1
-        for k in range(out[s], out[s + 1]):
-            d = dst[order[k]]
-            if hops[d] == _NEVER:
-                hops[d], queue[size], size = hops[s] + 1, d, size + 1
-    return hops
 
 
 @kernel
