@@ -53,7 +53,8 @@ class ThreadReducer:
 def run_workers(worker: Callable[[Reducer], ResultT], world: int, timeout: float = 60.0) -> list[ResultT]:
     """Run ``worker(reducer)`` in ``world`` threads at once and return their results in the order of the ranks.
 
-    A worker that raises breaks the meeting: the others see :class:`MemberLost`, the caller sees the first cause.
+    Threads share what is global to a process: random numbers and module hooks. A worker that raises breaks the
+    meeting: the others see :class:`MemberLost`, the caller sees the first cause.
 
     Args:
         worker: the program of one worker; it must not share mutable state with the others.
