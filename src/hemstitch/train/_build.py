@@ -19,7 +19,7 @@ from hemstitch.train._loop import Loop
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._run_folder import RunFolder
 from hemstitch.train._schedules import Schedule
-from hemstitch.train._speech import SpeechTask
+from hemstitch.train._frames import FrameTask
 from hemstitch.train._strategies import ClosureSteps, Gradient, SinglePass, Strategy
 
 
@@ -39,7 +39,7 @@ def build_task(recipe: Recipe, device: torch.device, console: Console) -> Any:
     """Data and supervision."""
     if isinstance(recipe.data, o.ImageData):
         return ImageTask(recipe.data, device)
-    return SpeechTask(recipe, device, console)
+    return FrameTask(recipe, device, console)
 
 
 def build_model(recipe: Recipe, num_inputs: int, num_outputs: int) -> nn.Module:
