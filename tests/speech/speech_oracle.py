@@ -3,7 +3,9 @@
 import itertools
 import math
 
-from hemstitch.speech import HmmState, Lexicon, Pronunciation, Topology
+import numpy as np
+
+from hemstitch.speech import HmmState, Lexicon, Pronunciation, Root, Split, TiedTopology, Topology
 
 
 def lexicon(**words):
@@ -15,6 +17,22 @@ def lexicon(**words):
 def chain(phones):
     """The two-pdf topology: one state per phone, whose first frame has a pdf of its own."""
     return Topology(phones=tuple(phones), hmms=tuple((HmmState(0, 1, 0.3),) for _ in phones))
+
+
+def tied(topology, context, seed, depth=3):
+    """The topology with random trees of so many questions on each path; silence has none."""
+    rng, numbers = np.random.default_rng(seed), itertools.count()
+
+    def tree(depth):
+        if depth == 0:
+            return next(numbers)
+        asked = 0 if context == "left" else 2 * int(rng.integers(2))
+        among = frozenset(i for i in range(1, len(topology.phones) + 1) if rng.random() < 0.5)
+        return Split(asked, among, tree(depth - 1), tree(depth - 1))
+
+    roots = [Root((phone,), position, tree(depth if phone > 1 else 0))
+             for phone, count in enumerate(topology.num_positions, start=1) for position in range(count)]
+    return TiedTopology(phones=topology.phones, hmms=topology.hmms, context=context, roots=tuple(roots))
 
 
 def phone_strings(words, lexicon, silence_probability):
@@ -32,13 +50,15 @@ def phone_strings(words, lexicon, silence_probability):
 
 def pdf_strings(phones, num_frames, topology):
     """(pdfs, cost) of every way to spread phones over frames."""
-    numbers = [topology.phone_ids[phone] for phone in phones]
-    states = [(number, state) for number in numbers for state in topology.hmms[number - 1]]
+    numbers = [1, *(topology.phone_ids[phone] for phone in phones), 1]
+    states = [(number, (before, after), state) for before, number, after in zip(numbers, numbers[1:], numbers[2:])
+              for state in topology.hmms[number - 1]]
     for cuts in itertools.combinations(range(1, num_frames), len(states) - 1) if states else ():
         edges = (0, *cuts, num_frames)
         pdfs, cost = [], 0.0
-        for (phone, state), begin, end in zip(states, edges, edges[1:]):
-            pdfs += [topology.pdf(phone, state.enter)] + [topology.pdf(phone, state.loop)] * (end - begin - 1)
+        for (phone, context, state), begin, end in zip(states, edges, edges[1:]):
+            pdfs.append(topology.pdf(phone, state.enter, context))
+            pdfs += [topology.pdf(phone, state.loop, context)] * (end - begin - 1)
             cost -= (end - begin - 1) * math.log(state.stay) + math.log(1 - state.stay)
         yield tuple(pdfs), cost
 

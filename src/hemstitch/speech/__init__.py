@@ -11,9 +11,15 @@ from hemstitch.speech._features import compute_features
 from hemstitch.speech._importers import (
     IMPORTERS,
     import_an4,
+    import_an4_audio,
     import_corpus,
     import_fsdd_strings,
+    import_kaldi,
+    import_librispeech,
+    import_speechocean762,
     import_synthetic_digits,
+    import_wav_tree,
+    import_yesno,
 )
 from hemstitch.speech._language_model import LanguageModel, NGram
 from hemstitch.speech._lexicon import Lexicon, Pronunciation
@@ -21,6 +27,7 @@ from hemstitch.speech._manifest import Utterance
 from hemstitch.speech._positions import position_dependent
 from hemstitch.speech._resample import resample
 from hemstitch.speech._score import ErrorCounts, WordErrorRate, word_error_rate
+from hemstitch.speech._tied import Root, Split, TiedTopology
 from hemstitch.speech._topology import HmmState, Topology
 
 __all__ = [
@@ -39,8 +46,11 @@ __all__ = [
     "Lexicon",
     "NGram",
     "Pronunciation",
+    "Root",
     "Segment",
+    "Split",
     "Statistics",
+    "TiedTopology",
     "Topology",
     "Utterance",
     "WordErrorRate",
@@ -50,9 +60,15 @@ __all__ = [
     "decoding_graph",
     "equal_alignment",
     "import_an4",
+    "import_an4_audio",
     "import_corpus",
     "import_fsdd_strings",
+    "import_kaldi",
+    "import_librispeech",
+    "import_speechocean762",
     "import_synthetic_digits",
+    "import_wav_tree",
+    "import_yesno",
     "log_priors",
     "position_dependent",
     "resample",

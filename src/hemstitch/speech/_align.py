@@ -12,7 +12,7 @@ from torch import Tensor
 from hemstitch.graphs import Graph, NoPathError, Path, viterbi
 from hemstitch.speech._compile import training_graph
 from hemstitch.speech._lexicon import Lexicon
-from hemstitch.speech._topology import Topology, phone_numbers
+from hemstitch.speech._topology import Topology, phone_numbers, with_neighbours
 
 _SILENCE = 1
 
@@ -103,7 +103,7 @@ def equal_alignment(words: Sequence[str], num_frames: int, lexicon: Lexicon, top
     if needed > num_frames or not units:
         raise NoPathError(f"too few frames for '{' '.join(words)}': it needs {needed} (one per state), there are "
                           f"{num_frames}; leave it out, correct its transcript, or take fewer states per phone")
-    table = topology.table((abs(phone), ()) for phone in units)
+    table = topology.table(with_neighbours([abs(phone) for phone in units]))
     edges = np.round(np.linspace(0, num_frames, needed + 1)).astype(int)
     pdfs = np.repeat(table.loop_pdf, np.diff(edges))
     pdfs[edges[:-1]] = table.enter_pdf

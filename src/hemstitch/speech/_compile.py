@@ -8,6 +8,9 @@ words with the same phones, or with phones that begin another word, end in a dis
 symbol #0; and the first phone of a word is a symbol of its own, so that the beginnings of words can be seen on a path
 although determinisation moves the labels. All but the last become epsilons in the end.
 
+Where pdfs depend on neighbours, across words too, the graph over phones is split by context (see ``_context``) and
+determinised and minimised once more, as a graph over units: phones with their pdfs.
+
 Reference: M. Mohri, F. Pereira, M. Riley, "Speech recognition with weighted finite-state transducers", in Springer
 Handbook of Speech Processing (2008), sections 3 and 4.
 """
@@ -25,7 +28,8 @@ import numpy as np
 
 from hemstitch.errors import DataError, MisuseError
 from hemstitch.graphs import Graph
-from hemstitch.speech._expand import PhoneGraph, expand
+from hemstitch.speech._context import PhoneGraph, UnitGraph, in_context
+from hemstitch.speech._expand import expand, expand_units
 from hemstitch.speech._language_model import BEGIN, END, LanguageModel, nats
 from hemstitch.speech._lexicon import Lexicon, Pronunciation
 from hemstitch.speech._media import require
@@ -123,9 +127,13 @@ def decoding_graph(
     combined = fst.StdVectorFst(fst.compose(transducer, grammar))
     if combined.num_states == 0:
         raise DataError("the language model allows no sentence over the lexicon's words: every probability is zero")
-    fst.determinize_star(combined)
-    fst.minimize_encoded(combined, delta=_ROUNDING)
-    graph = expand(_read_off(fst, combined, len(topology.phones)), topology, with_epsilons=True)
+    num_phones = len(topology.phones)
+    phones, _ = _read_off(fst, _smallest(fst, combined), np.arange(1, num_phones + 1), num_phones)
+    context = in_context(phones, topology)
+    if any(topology.context_width):
+        split = _smallest(fst, _unit_transducer(fst, context, num_phones))
+        context = UnitGraph(*_read_off(fst, split, context.units.phone, num_phones), context.units)
+    graph = expand_units(_without_symbols(context), with_epsilons=True)
     unreachable = tuple(word for word in lexicon.words if word not in words)
     return DecodingGraph(graph=graph, words=lexicon.words, phones=topology.phones, unreachable=unreachable)
 
@@ -205,12 +213,47 @@ def _disambiguated(lexicon: Lexicon, words: Mapping[str, int]) -> Iterator[tuple
         yield word, pronunciation, used[phones] if copies[phones] > 1 or phones in prefixes else 0
 
 
-def _read_off(fst: ModuleType, combined: Any, num_phones: int) -> PhoneGraph:
-    """The determinised composition with its disambiguation symbols turned into epsilons."""
-    arcs = []
-    for state in range(combined.num_states):
-        for arc in fst.ArcIterator(combined, state):
-            phone = arc.ilabel if arc.ilabel <= num_phones else num_phones - arc.ilabel
-            arcs.append((state, arc.nextstate, phone if phone >= -num_phones else 0, arc.olabel, arc.weight.value))
-    final = np.array([combined.final(state).value for state in range(combined.num_states)])
-    return _phone_graph(arcs, final, combined.start)
+def _smallest(fst: ModuleType, transducer: Any) -> Any:
+    """The transducer, determinised and minimised in place."""
+    fst.determinize_star(transducer)
+    fst.minimize_encoded(transducer, delta=_ROUNDING)
+    return transducer
+
+
+def _unit_transducer(fst: ModuleType, graph: UnitGraph, num_phones: int) -> Any:
+    """Reads units u + 1, word-initial units U + u + 1 and symbols 2 U + 1 ..., as the lexicon reads phones."""
+    phones, unit, units = graph
+    num_units = len(units.phone)
+    marked = unit + 1 + num_units * (phones.phone < 0)
+    symbol = np.where(phones.phone > num_phones, phones.phone - num_phones + 2 * num_units, 0)
+    transducer = fst.StdVectorFst()
+    for _ in phones.final:
+        transducer.add_state()
+    transducer.start = phones.start
+    columns = (phones.src, np.where(unit >= 0, marked, symbol), phones.label, phones.cost, phones.dst)
+    for src, *arc in zip(*(column.tolist() for column in columns)):
+        transducer.add_arc(src, fst.StdArc(*arc))
+    for state in np.flatnonzero(np.isfinite(phones.final)).tolist():
+        transducer.set_final(state, float(phones.final[state]))
+    return transducer
+
+
+def _read_off(
+    fst: ModuleType, transducer: Any, unit_phone: np.ndarray, num_phones: int
+) -> tuple[PhoneGraph, np.ndarray]:
+    """A transducer as arrays: phones (with symbols above them), and the unit of each arc, -1 where it has none."""
+    rows = [(state, arc.nextstate, arc.ilabel, arc.olabel, arc.weight.value)
+            for state in range(transducer.num_states) for arc in fst.ArcIterator(transducer, state)]
+    *integers, cost = np.array(rows, dtype=np.float64).reshape(-1, 5).T
+    src, dst, mark, label = (column.astype(np.int64) for column in integers)
+    kind, unit = np.divmod(mark - 1, len(unit_phone))  # kind -1: epsilon, 0: phone, 1: word-initial phone, then symbols
+    spoken = (kind == 0) | (kind == 1)
+    symbol = np.where(kind > 1, mark - 2 * len(unit_phone) + num_phones, 0)
+    phone = np.where(spoken, np.where(kind == 1, -1, 1) * unit_phone[unit], symbol)
+    final = np.array([transducer.final(state).value for state in range(transducer.num_states)])
+    return PhoneGraph(src, dst, phone, label, cost, final, transducer.start), np.where(spoken, unit, -1)
+
+
+def _without_symbols(graph: UnitGraph) -> UnitGraph:
+    """Symbols become epsilons."""
+    return graph._replace(phones=graph.phones._replace(phone=np.where(graph.unit >= 0, graph.phones.phone, 0)))

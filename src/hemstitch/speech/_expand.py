@@ -9,35 +9,19 @@ n + m arcs to and from a state in between: decoding graphs get such states.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from hemstitch.errors import MisuseError
 from hemstitch.graphs import Graph
 from hemstitch.graphs._graph import EPSILON
+from hemstitch.speech._context import PhoneGraph, UnitGraph, Units, in_context, join
 from hemstitch.speech._topology import Topology
 
 Column = np.ndarray | float
 
 
-class PhoneGraph(NamedTuple):
-    """A graph whose arcs consume whole phones.
-
-    ``phone`` is as in :class:`~hemstitch.graphs.Graph`: negative where a word begins; 0: an epsilon.
-    """
-
-    src: np.ndarray
-    dst: np.ndarray
-    phone: np.ndarray
-    label: np.ndarray
-    cost: np.ndarray
-    final: np.ndarray
-    start: int = 0
-
-
 def expand(phones: PhoneGraph, topology: Topology, *, with_epsilons: bool) -> Graph:
-    """Replace each phone by its HMM.
+    """Replace each phone by its HMM between its neighbours.
 
     Args:
         phones: the graph over phones.
@@ -47,10 +31,16 @@ def expand(phones: PhoneGraph, topology: Topology, *, with_epsilons: bool) -> Gr
     Raises:
         MisuseError: ``phones`` has epsilons and the result may not.
     """
-    spoken = phones.phone != 0
+    return expand_units(in_context(phones, topology), with_epsilons=with_epsilons)
+
+
+def expand_units(graph: UnitGraph, *, with_epsilons: bool) -> Graph:
+    """Replace each phone by the HMM that was chosen for it (arguments and errors: see :func:`expand`)."""
+    phones, unit, units = graph
+    spoken = unit >= 0
     if not with_epsilons and not spoken.all():
         raise MisuseError("expand: the graph over phones has epsilons, so with_epsilons must be true")
-    hmms = _Hmms(phones, spoken, topology)
+    hmms = _Hmms(phones.dst[spoken], unit[spoken], units)
     hub = _hubs(phones, spoken, hmms, with_epsilons)
     num_hubs = int((hub >= 0).sum())
     first, last = hmms.first + num_hubs, hmms.first + num_hubs + hmms.count - 1
@@ -60,12 +50,12 @@ def expand(phones: PhoneGraph, topology: Topology, *, with_epsilons: bool) -> Gr
     exits = np.concatenate([np.flatnonzero(hub >= 0), hmms.dst[direct]])
     exit_states = np.concatenate([hub[hub >= 0], last[direct]])
     order = np.argsort(exits, kind="stable")
-    arc, exit_ = _join(exits[order], phones.src)
+    arc, exit_ = join(exits[order], phones.src)
     source = exit_states[order][exit_]
 
     is_entry, entry, skip = spoken[arc], arc[spoken[arc]], arc[~spoken[arc]]
-    hmm, row, states = hmms.of_arc[entry], hmms.row, num_hubs + np.arange(len(hmms.row))
-    into, table = row[hmms.first[hmm]], topology.phone_table
+    hmm, row, states = hmms.of_arc[np.cumsum(spoken)[entry] - 1], hmms.row, num_hubs + np.arange(len(hmms.row))
+    into, table = row[hmms.first[hmm]], units.table
     inner = np.setdiff1d(np.arange(len(row)), hmms.first)
     src, dst, pdf, cost, label, phone = (np.concatenate(column) for column in zip(
         _arcs(source[is_entry], first[hmm], table.enter_pdf[into], phones.cost[entry] + table.enter_cost[into],
@@ -81,22 +71,20 @@ def expand(phones: PhoneGraph, topology: Topology, *, with_epsilons: bool) -> Gr
 
 
 class _Hmms:
-    """One HMM for each pair (phone, state it leads to).
+    """One HMM for each pair (unit, state it leads to).
 
     ``dst``: that state; ``count``: number of HMM states; ``first``: place of the first of them among all; ``row``: of
-    every HMM state, its row in the topology's table; ``of_arc``: the HMM of every phone arc (of epsilons: meaningless).
+    every HMM state, its row in the table of units; ``of_arc``: the HMM of every arc with a unit.
     """
 
-    def __init__(self, phones: PhoneGraph, spoken: np.ndarray, topology: Topology):
-        num_phones = len(topology.phones) + 1
-        keys, of_spoken = np.unique(phones.dst[spoken] * num_phones + np.abs(phones.phone[spoken]), return_inverse=True)
-        self.dst, phone = np.divmod(keys, num_phones)
-        self.of_arc = np.zeros(len(spoken), int)
-        self.of_arc[spoken] = of_spoken
-        offsets = topology.phone_table.offsets
-        self.count = np.diff(offsets)[phone - 1]
+    def __init__(self, dst: np.ndarray, unit: np.ndarray, units: Units):
+        base = len(units.phone) + 1
+        keys, self.of_arc = np.unique(dst * base + unit, return_inverse=True)
+        self.dst, of_hmm = np.divmod(keys, base)
+        offsets = units.table.offsets
+        self.count = np.diff(offsets)[of_hmm]
         self.first = np.cumsum(self.count) - self.count
-        self.row = np.arange(self.count.sum()) + np.repeat(offsets[phone - 1] - self.first, self.count)
+        self.row = np.arange(self.count.sum()) + np.repeat(offsets[of_hmm] - self.first, self.count)
 
 
 def _arcs(src: np.ndarray, dst: np.ndarray, pdf: Column, cost: Column, label: Column = 0, phone: Column = 0) -> list:
@@ -114,11 +102,3 @@ def _hubs(phones: PhoneGraph, spoken: np.ndarray, hmms: _Hmms, with_epsilons: bo
         needed |= entering * leaving > 2 * (entering + leaving)
         needed[phones.dst[~spoken]] = True
     return np.where(needed, np.cumsum(needed) - 1, -1)
-
-
-def _join(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All (i, j) with ``wanted[i] == keys[j]``; the keys are sorted."""
-    begin = np.searchsorted(keys, wanted, "left")
-    counts = np.searchsorted(keys, wanted, "right") - begin
-    i = np.repeat(np.arange(len(wanted)), counts)
-    return i, np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts - begin, counts)

@@ -56,7 +56,8 @@ class HmmTable(NamedTuple):
 class Topology:
     """The HMM of each phone, and the numbering of pdfs, without regard to neighbouring phones.
 
-    A topology with tied, context-dependent pdfs overrides :meth:`pdf` and ``num_pdfs``.
+    A topology with tied, context-dependent pdfs (:class:`~hemstitch.speech.TiedTopology`) overrides :meth:`pdf`,
+    :meth:`pdfs`, ``num_pdfs``, ``pdf_positions`` and ``context_width``.
 
     Attributes:
         phones: all phones, silence first; the number of ``phones[i]`` is i + 1.
@@ -101,6 +102,24 @@ class Topology:
         counts = [silence, *[num_states] * (len(phones) - 1)]
         return cls(phones=tuple(phones), hmms=tuple(tuple(HmmState(i, i, stay) for i in range(n)) for n in counts))
 
+    @classmethod
+    def chain(cls, phones: Sequence[str], stay: float = 0.5) -> Topology:
+        """One state a phone, whose first frame has a pdf of its own: made for one frame in three.
+
+        Args:
+            phones: all phones, silence first, as ``Lexicon.phones``.
+            stay: probability of staying in the state, 0 < p < 1.
+
+        Raises:
+            MisuseError: ``stay`` is no such probability.
+        """
+        return cls(phones=tuple(phones), hmms=((HmmState(0, 1, stay),),) * len(phones))
+
+    @property
+    def context_width(self) -> tuple[int, int]:
+        """How many phones to the left and to the right a pdf depends on."""
+        return 0, 0
+
     @cached_property
     def num_pdfs(self) -> int:
         """Number of network outputs."""
@@ -116,9 +135,27 @@ class Topology:
         """The number of the silence phone."""
         return 1
 
+    @cached_property
+    def num_positions(self) -> tuple[int, ...]:
+        """Number of positions of each phone."""
+        return tuple(1 + max(max(state.enter, state.loop) for state in states) for states in self.hmms)
+
+    @cached_property
+    def pdf_positions(self) -> np.ndarray:
+        """(pdf,) int64: the position, in its phone, that each pdf stands for."""
+        return np.arange(self.num_pdfs) - np.repeat(self._first_pdf[:-1], self.num_positions)
+
     def pdf(self, phone: int, position: int, context: Sequence[int] = ()) -> int:
-        """The network output for a position of a phone between the phones of ``context`` (without effect here)."""
+        """The network output for a position of a phone between the phones (left, right) of ``context``.
+
+        The context is without effect here. A neighbour left out counts as silence, and so does the outside of a
+        sentence.
+        """
         return int(self._first_pdf[phone - 1]) + position
+
+    def pdfs(self, phone: int, position: int) -> tuple[int, ...]:
+        """The network outputs for a position of a phone in any context."""
+        return (self.pdf(phone, position),)
 
     def table(self, units: Iterable[tuple[int, Sequence[int]]]) -> HmmTable:
         """The states of phones in context.
@@ -162,14 +199,19 @@ class Topology:
             for number, states in enumerate(self.hmms, start=1)))
 
     def _estimate(self, phone: int, state: HmmState, visits: int, frames: Mapping, smoothing: float) -> HmmState:
-        pdfs = {self.pdf(phone, state.enter), self.pdf(phone, state.loop)}
+        pdfs = {*self.pdfs(phone, state.enter), *self.pdfs(phone, state.loop)}
         seen = sum(frames[phone, pdf] for pdf in pdfs)
         return state._replace(stay=(seen - visits + smoothing) / (seen + 2 * smoothing))
 
     @cached_property
     def _first_pdf(self) -> np.ndarray:
-        positions = [1 + max(max(state.enter, state.loop) for state in states) for states in self.hmms]
-        return np.concatenate([[0], np.cumsum(positions)])
+        return np.concatenate([[0], np.cumsum(self.num_positions)])
+
+
+def with_neighbours(phones: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
+    """Each phone of a sentence with its (left, right) neighbours; silence (1) is at both ends."""
+    around = [1, *phones, 1]
+    return [(phone, (around[i], around[i + 2])) for i, phone in enumerate(phones)]
 
 
 def phone_numbers(topology: Topology, phones: Iterable[str]) -> list[int]:
