@@ -109,9 +109,9 @@ def test_weights_scale_and_frames_of_no_weight_get_no_gradient(batch):
     expected = plain.derivative * weights[:, None, None] * frame_weights[:, :, None]
     torch.testing.assert_close(scaled.derivative, expected)
     assert scaled.weight == 6.0 + 3 * 5.0
-    singles = [criterion.outer_gradient(batch.outputs[b:b + 1], batch.lengths[b:b + 1], [batch.graphs[b]]).value
+    singles = [criterion.outer_gradient(batch.outputs[b:b + 1], batch.lengths[b:b + 1], [batch.graphs[b]]).loss
                for b in (0, 2)]
-    assert float(scaled.value) == pytest.approx(float(singles[0] + 3 * singles[1]))
+    assert float(scaled.loss) == pytest.approx(float(singles[0] + 3 * singles[1]))
 
 
 def test_chunks_that_overlap_count_each_frame_once():
@@ -137,7 +137,7 @@ def test_a_broken_sequence_is_left_out_and_reported(batch, harm):
     assert objective.skipped == 1 and list(objective.reasons) == [1]
     assert objective.loss.isfinite() and outputs.grad.isfinite().all() and xent.grad.isfinite().all()
     assert not outputs.grad[1].any() and not xent.grad[1].any()
-    torch.testing.assert_close(outputs.grad[[0, 2]], -expected.derivative)
+    torch.testing.assert_close(outputs.grad[[0, 2]], expected.derivative)
     assert objective.weight == expected.weight == 11.0
     assert float(objective.num - objective.den) == pytest.approx(float(expected.num - expected.den))
 
@@ -153,7 +153,7 @@ def test_bfloat16_outputs_get_bfloat16_gradients(batch):
     LatticeFreeMMI(batch.graph)(outputs, batch.lengths, batch.graphs).loss.backward()
     exact = LatticeFreeMMI(batch.graph).outer_gradient(outputs.detach().double(), batch.lengths, batch.graphs)
     assert outputs.grad.dtype == torch.bfloat16
-    torch.testing.assert_close(outputs.grad.double(), -exact.derivative, atol=5e-3, rtol=1e-2)
+    torch.testing.assert_close(outputs.grad.double(), exact.derivative, atol=5e-3, rtol=1e-2)
 
 
 def test_settings_out_of_range_are_refused(batch):

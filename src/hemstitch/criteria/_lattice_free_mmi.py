@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hemstitch.criteria._path_sums import WithDerivative
 from hemstitch.errors import MisuseError
-from hemstitch.graphs import Graph, denominator_posteriors, numerator_posteriors
+from hemstitch.graphs import Graph, add_numerator_occupancies, denominator_posteriors
 
 _RANGE = 30.0
 """Outputs beyond this, in nats, are penalised."""
@@ -30,17 +30,17 @@ class OuterGradient:
     """The criterion and its derivative by the network outputs, without autograd.
 
     Attributes:
-        derivative: (batch, time, pdf) derivative of ``value``, which is to be maximised.
-        numerator: (batch, time, pdf) w_b gamma_num, the targets of the cross-entropy head.
-        value: num - den less the penalties on the outputs, a float64 scalar.
+        derivative: (batch, time, pdf) derivative of ``loss`` by the outputs: ``outputs.backward(derivative)`` trains.
+        numerator: (batch, time, pdf) w_b gamma_num, the targets of the cross-entropy head; ``None`` if not asked for.
+        loss: den - num + the penalties on the outputs, a float64 scalar.
         num, den: weighted log-probabilities, summed over the sequences that counted, float64 scalars.
         weight: sum of w_b times frames over the sequences that counted.
         reasons: why a sequence was left out, by its index in the batch.
     """
 
     derivative: Tensor
-    numerator: Tensor
-    value: Tensor
+    numerator: Tensor | None
+    loss: Tensor
     num: Tensor
     den: Tensor
     weight: float
@@ -133,10 +133,11 @@ class LatticeFreeMMI:
             frame_weights: (batch, time) factor on the derivative of each frame (0 at the overlap of chunks, see
                 :func:`hemstitch.criteria.overlap_weights`). The values of num and den keep all frames.
         """
-        found = self.outer_gradient(outputs, lengths, graphs, weights, frame_weights)
+        trains_xent = xent_outputs is not None and self.xent_regularize > 0.0
+        found = self.outer_gradient(outputs, lengths, graphs, weights, frame_weights, numerator=trains_xent)
         reasons = dict(found.reasons)
-        loss = WithDerivative.apply(outputs, -found.value, -found.derivative)
-        if xent_outputs is not None and self.xent_regularize > 0.0:
+        loss = WithDerivative.apply(outputs, found.loss, found.derivative)
+        if trains_xent:
             terms = (found.numerator * xent_outputs).where(found.numerator > 0, 0.0).sum((1, 2), dtype=torch.float64)
             finite = terms.isfinite()
             reasons |= {b: "cross-entropy outputs are not finite" for b in _where(~finite) if b not in reasons}
@@ -151,35 +152,46 @@ class LatticeFreeMMI:
         graphs: Sequence[Graph | None],
         weights: Tensor | None = None,
         frame_weights: Tensor | None = None,
+        numerator: bool = False,
     ) -> OuterGradient:
-        """The derivative by the outputs on its own, for trainers that compute it elsewhere or earlier."""
+        """The derivative by the outputs on its own, for trainers that compute it elsewhere or earlier.
+
+        Args: as of a call; ``numerator``: whether to return the occupancies of the numerator too.
+        """
         clipped = outputs if self.clip is None else outputs.clamp(-self.clip, self.clip)
         den = denominator_posteriors(self.graph, clipped, lengths, self.leak)
-        num = numerator_posteriors(graphs, outputs, lengths)
-        reasons = _reasons(num.logprob, den.logprob)
         scale = torch.ones_like(den.logprob) if weights is None else weights.to(den.logprob)
-        scale = scale.index_fill(0, torch.tensor(list(reasons), dtype=torch.int64, device=scale.device), 0.0)
-        frames = torch.as_tensor(lengths).to(scale)
-        per_frame = scale[:, None].expand(outputs.shape[:2])
-        if frame_weights is not None:
-            per_frame = per_frame * frame_weights.to(per_frame)
-        factor = per_frame[..., None].to(num.occupancies.dtype)
-        numerator, derivative = num.occupancies.mul_(factor), den.occupancies.mul_(-factor)
-        derivative += numerator
-        value = _weighted_sum(scale, num.logprob) - _weighted_sum(scale, den.logprob)
-        if self.output_l2 or self.range_penalty:
-            valid = torch.arange(outputs.shape[1], device=scale.device) < frames[:, None]
-            value = value - self._penalise(derivative, outputs, scale, factor, valid)
-        return OuterGradient(
-            derivative=derivative, numerator=numerator, value=value, num=_weighted_sum(scale, num.logprob),
-            den=_weighted_sum(scale, den.logprob), weight=float((scale * frames).sum()), reasons=reasons,
-        )
+        factor = scale[:, None].expand(outputs.shape[:2])
+        factor = factor if frame_weights is None else factor * frame_weights.to(factor)
+        derivative = den.occupancies
+        if weights is not None or frame_weights is not None:
+            derivative *= factor[..., None].to(derivative)
+        targets = torch.zeros_like(derivative) if numerator else None
+        if numerator:
+            num = add_numerator_occupancies(graphs, outputs, lengths, targets, factor)
+            derivative -= targets
+        else:
+            num = add_numerator_occupancies(graphs, outputs, lengths, derivative, -factor)
 
-    def _penalise(self, derivative: Tensor, outputs: Tensor, scale: Tensor, factor: Tensor, valid: Tensor) -> Tensor:
-        """Subtract the derivative of the penalties on the outputs; return their value."""
-        used = outputs.where((valid & (scale[:, None] > 0))[..., None], 0.0).to(derivative.dtype)
+        reasons = _reasons(num, den.logprob)
+        left_out = torch.tensor(list(reasons), dtype=torch.int64, device=scale.device)
+        for each in (derivative, targets) if numerator else (derivative,):
+            each[left_out] = 0.0
+        scale = scale.index_fill(0, left_out, 0.0)
+        frames = torch.as_tensor(lengths).to(scale)
+        num, logprob = _weighted_sum(scale, num), _weighted_sum(scale, den.logprob)
+        loss = logprob - num
+        if self.output_l2 or self.range_penalty:
+            counted = (torch.arange(outputs.shape[1], device=scale.device) < frames[:, None]) & (scale[:, None] > 0)
+            loss = loss + self._penalise(derivative, outputs.where(counted[..., None], 0.0), scale, factor)
+        return OuterGradient(derivative=derivative, numerator=targets, loss=loss, num=num, den=logprob,
+                             weight=float((scale * frames).sum()), reasons=reasons)
+
+    def _penalise(self, derivative: Tensor, outputs: Tensor, scale: Tensor, factor: Tensor) -> Tensor:
+        """Add the derivative of the penalties on the outputs; return their value."""
+        used = outputs.to(derivative.dtype)
         excess = used - used.clamp(-_RANGE, _RANGE)
-        derivative -= factor * (self.output_l2 * used + self.range_penalty * excess)
+        derivative += factor[..., None].to(derivative) * (self.output_l2 * used + self.range_penalty * excess)
         squares = self.output_l2 * used.square() + self.range_penalty * excess.square()
         return _weighted_sum(scale, squares.sum((1, 2), dtype=torch.float64)) / 2
 

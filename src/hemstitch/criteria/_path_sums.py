@@ -34,8 +34,9 @@ class WithDerivative(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """The chain rule."""
         (derivative,) = ctx.saved_tensors
-        scale = grad.to(derivative.dtype).reshape(-1, 1, 1)
-        return (scale * derivative).to(ctx.dtype), None, None
+        if grad.numel() > 1 or grad.is_cuda or grad != 1.0:  # a plain loss.backward() needs no copy of it
+            derivative = grad.to(derivative.dtype).reshape(-1, 1, 1) * derivative
+        return derivative.to(ctx.dtype), None, None
 
 
 def denominator(

@@ -4,7 +4,7 @@ from hemstitch.graphs._beam import beam_search
 from hemstitch.graphs._denominator import denominator_posteriors, initial_probabilities
 from hemstitch.graphs._forward_backward import Posteriors
 from hemstitch.graphs._graph import Graph
-from hemstitch.graphs._numerator import numerator_posteriors
+from hemstitch.graphs._numerator import add_numerator_occupancies, numerator_posteriors
 from hemstitch.graphs._numerator_graph import (
     alignment_graph,
     compose,
@@ -22,6 +22,7 @@ __all__ = [
     "NoPathError",
     "Path",
     "Posteriors",
+    "add_numerator_occupancies",
     "alignment_graph",
     "beam_search",
     "compose",

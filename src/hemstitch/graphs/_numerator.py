@@ -9,7 +9,7 @@ arcs and s reaches a final state in at most T - t.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,11 +32,24 @@ def numerator_posteriors(
         lengths: (batch,) frames of each sequence; later ones are never read.
         occupancies: whether to run backward too.
 
-    Cost: O(T arcs) per sequence, 8 T states bytes for one sequence per thread.
+    Cost: O(T arcs) per sequence, 8 T (states + arcs) bytes for one sequence per thread.
 
     Raises:
         MisuseError: shapes, the number of graphs, or a graph with epsilons.
         DataError: a graph speaks of more pdfs than there are outputs.
+    """
+    dtype = torch.promote_types(outputs.dtype, torch.float32)
+    shares = torch.zeros_like(outputs, dtype=dtype) if occupancies else None
+    logprob = add_numerator_occupancies(graphs, outputs, lengths, shares, torch.ones(outputs.shape[:2]))
+    return Posteriors(logprob=logprob, occupancies=shares)
+
+
+def add_numerator_occupancies(
+    graphs: Sequence[Graph | None], outputs: Tensor, lengths: Tensor, into: Tensor | None, factor: Tensor
+) -> Tensor:
+    """Add ``factor`` (batch, time) times the occupancies to ``into``; return the log-probabilities.
+
+    Few outputs of a frame are in a numerator, so adding them in place costs far less than an array of their own.
     """
     given = [_NO_PATH if g is None else g for g in graphs]
     lengths = check_outputs(outputs, lengths, max((g.num_pdfs for g in given), default=0))
@@ -44,12 +57,21 @@ def numerator_posteriors(
         raise MisuseError(f"numerator: expected one graph per sequence ({len(lengths)}), got {len(given)}")
     if any(g.has_epsilons for g in given):
         raise MisuseError("numerator: a graph has epsilon arcs; remove the epsilons first")
-    outputs = outputs.detach()
-    outputs = outputs if outputs.dtype.itemsize >= 4 else outputs.float()
     packed = PackedGraphs.of(given, [_start(g) for g in given], [-g.final for g in given])
-    found = _implementation(outputs)(packed, outputs, lengths, occupancies=occupancies)
-    found.logprob[found.logprob == torch.inf] = torch.nan
-    return found
+    outputs = outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32))
+    logprob = _implementation(outputs)(packed, outputs, lengths, into, factor)
+    logprob[logprob == torch.inf] = torch.nan
+    return logprob
+
+
+def log_domain_twin(
+    packed: PackedGraphs, outputs: Tensor, lengths: Tensor, into: Tensor | None, factor: Tensor
+) -> Tensor:
+    """What the kernel does, on any device."""
+    found = log_forward_backward(packed, outputs, lengths, occupancies=into is not None)
+    if into is not None:
+        into.addcmul_(found.occupancies, factor[..., None].to(into))
+    return found.logprob
 
 
 def _start(graph: Graph) -> Tensor:
@@ -58,9 +80,9 @@ def _start(graph: Graph) -> Tensor:
     return logweight
 
 
-def _implementation(outputs: Tensor):
+def _implementation(outputs: Tensor) -> Callable[..., Tensor]:
     if outputs.device.type != "cpu" or importlib.util.find_spec("numba") is None:
-        return log_forward_backward
+        return log_domain_twin
     from hemstitch.graphs._numerator_numba import forward_backward
 
     return forward_backward
