@@ -29,8 +29,9 @@ def observed(model, batches, make_optimizer=OPTIMIZERS["sgd"], loss=MSE, **optio
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_any_optimizer_is_the_map(name):
-    model, batches = mlp(2, 4, 1), regression_batches(6)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_any_optimizer_is_the_map(name, batch_size):
+    model, batches = mlp(2, 4, 1), regression_batches(6, batch_size)
     origin = here(model)
     order = observed(model, batches, OPTIMIZERS[name])
     for k in (1, 3, 6):

@@ -95,7 +95,7 @@ class BackwardSGD:
         make_batch: ``make_batch(item)`` makes the batch from what ``observe`` was given (say, indices) each time it is
             needed; torch's random state in it is replayed. ``None``: batches themselves are kept, by reference.
         stateful: other parts that change in a step (a natural gradient), with ``state_dict`` and ``load_state_dict``.
-        engine: "auto", or insist on "fused" (chains of Linear with ReLU, tanh or sigmoid), "vmap", or "loop" (anything).
+        engine: "auto", or insist on "fused" (chains of Linear with ReLU, tanh or sigmoid), "vmap", "loop" (any).
             The first two serve plain ``torch.optim.SGD`` without momentum. All give the same iterates up to rounding.
         memory: bytes for trajectories that move together.
         seed: of the randomness (dropout, ``make_batch``) of batch i, which is drawn from ``seed + i``.

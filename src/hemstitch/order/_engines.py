@@ -83,7 +83,7 @@ class VmapEngine:
     @staticmethod
     def pays(model: nn.Module) -> bool:
         """Whether it beats the loop: on a CPU, where calls rather than products take the time (measured)."""
-        is_small = sum(p.numel() for p in model.parameters()) <= 250_000
+        is_small = sum(p.numel() for p in model.parameters()) <= 100_000
         return device_of(model).type != "cpu" or (is_small and not any(isinstance(m, _ConvNd) for m in model.modules()))
 
     def _probe(self, model: nn.Module, batch: Any) -> None:

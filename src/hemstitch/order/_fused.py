@@ -11,7 +11,7 @@ product. All three run along rows in this layout.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,22 +25,23 @@ from hemstitch.order._objective import Objective, Parameters
 
 
 @dataclass(frozen=True)
-class _Pointwise:
-    forward: Callable[[Tensor], Tensor]  # may work in place: its input is not used again
-    slope: Callable[[Tensor], Tensor]  # the derivative, from the output
+class _Activation:
+    apply: Callable[[Tensor], Tensor]  # in place
+    slope: Callable[[Tensor], Tensor]  # the derivative, from the output, in its type
 
 
-_POINTWISE = {
-    nn.ReLU: _Pointwise(Tensor.relu_, lambda out: out > 0),
-    nn.Tanh: _Pointwise(Tensor.tanh_, lambda out: 1 - out * out),
-    nn.Sigmoid: _Pointwise(Tensor.sigmoid_, lambda out: out * (1 - out)),
+_ACTIVATIONS = {
+    nn.ReLU: _Activation(Tensor.relu_, Tensor.sign),
+    nn.Tanh: _Activation(Tensor.tanh_, lambda out: 1 - out * out),
+    nn.Sigmoid: _Activation(Tensor.sigmoid_, lambda out: out * (1 - out)),
 }
 
 
 @dataclass(frozen=True)
-class _Affine:
+class _Layer:
     weight: str
     bias: str | None
+    activation: _Activation | None
 
 
 class FusedEngine:
@@ -62,7 +63,7 @@ class FusedEngine:
             raise Refused(f"inputs are {batch[0].dim()}-dimensional, not (batch, features)")
         self._output_slope = _output_slope(objective.loss)
         self._num_rows = batch[0].shape[0]
-        self._biases = {layer.bias for layer in self._layers if isinstance(layer, _Affine)}
+        self._biases = {layer.bias for layer in self._layers}
 
     def bytes_per_trajectory(self, stack: Parameters) -> int:
         """The parameters, the activations and as much again for derivatives."""
@@ -71,8 +72,7 @@ class FusedEngine:
 
     def stack(self, starts: Sequence[Parameters]) -> Parameters:
         """{name: (trajectory, in, out) or (trajectory, 1, out)}."""
-        names = [name for layer in self._layers if isinstance(layer, _Affine)
-                 for name in (layer.weight, layer.bias) if name]
+        names = [name for layer in self._layers for name in (layer.weight, layer.bias) if name]
         stacked = {name: torch.stack([start[name] for start in starts]) for name in names}
         return {name: value.unsqueeze(1) if name in self._biases else value.transpose(1, 2).contiguous()
                 for name, value in stacked.items()}
@@ -92,36 +92,36 @@ class FusedEngine:
         delta = self._output_slope(values[-1], batch[1])
         for index in reversed(range(len(self._layers))):
             layer = self._layers[index]
-            if isinstance(layer, _Affine):
-                above = delta
-                if index:
-                    delta = torch.bmm(above, stack[layer.weight].transpose(1, 2))
-                _update(layer, stack, values[index], above, rates)
-            else:
-                delta.mul_(layer.slope(values[index + 1]))
+            if layer.activation is not None:
+                delta.mul_(layer.activation.slope(values[index + 1]))
+            below = torch.bmm(delta, stack[layer.weight].mT) if index else delta
+            _update(layer, stack, values[index], delta, rates)
+            delta = below
 
 
-def _forward(layer: _Affine | _Pointwise, stack: Parameters, value: Tensor) -> Tensor:
-    if isinstance(layer, _Pointwise):
-        return layer.forward(value)
-    if layer.bias is None:
-        return torch.bmm(value, stack[layer.weight])
-    return torch.baddbmm(stack[layer.bias], value, stack[layer.weight])
+def _forward(layer: _Layer, stack: Parameters, value: Tensor) -> Tensor:
+    weight = stack[layer.weight]
+    value = torch.bmm(value, weight) if layer.bias is None else torch.baddbmm(stack[layer.bias], value, weight)
+    return value if layer.activation is None else layer.activation.apply(value)
 
 
-def _update(layer: _Affine, stack: Parameters, value: Tensor, delta: Tensor, rates: Rates) -> None:
-    """W := (1 - h w) W - h h_in' delta, one read and one write of W."""
+def _update(layer: _Layer, stack: Parameters, value: Tensor, delta: Tensor, rates: Rates) -> None:
+    """theta := (1 - h w) theta - h gradient, at batch size 1 as an outer product."""
+    is_single = delta.shape[1] == 1
     if layer.weight in rates:
         lr, decay = rates[layer.weight]
-        stack[layer.weight].baddbmm_(value.transpose(1, 2), delta, beta=1 - lr * decay, alpha=-lr)
+        if is_single and not decay:
+            stack[layer.weight].addcmul_(value.mT, delta, value=-lr)
+        else:
+            stack[layer.weight].baddbmm_(value.mT, delta, beta=1 - lr * decay, alpha=-lr)
     if layer.bias in rates:
         lr, decay = rates[layer.bias]
         if decay:
             stack[layer.bias].mul_(1 - lr * decay)
-        stack[layer.bias].sub_(delta if delta.shape[1] == 1 else delta.sum(1, keepdim=True), alpha=lr)
+        stack[layer.bias].sub_(delta if is_single else delta.sum(1, keepdim=True), alpha=lr)
 
 
-def _chain(model: nn.Module) -> tuple[list[_Affine | _Pointwise], bool]:
+def _chain(model: nn.Module) -> tuple[list[_Layer], bool]:
     """The model as Linear layers, each with at most one activation, and whether a Flatten comes first."""
     hooked = [name or "the model" for name, module in model.named_modules() if _is_hooked(module)]
     if hooked:
@@ -143,11 +143,14 @@ def _chain(model: nn.Module) -> tuple[list[_Affine | _Pointwise], bool]:
     if any(f"{name}.{key}" not in own for name, module in modules.items() for key, _ in module.named_parameters()):
         raise Refused("layers share a parameter")
     is_flattened = bool(names) and _is_flatten(modules[names[0]])
-    layers = [_layer(name, module) for name, module in list(modules.items())[is_flattened:]
-              if type(module) is not nn.Identity]
-    # activations work in place, so each needs the fresh output of a Linear layer before it
-    if any(isinstance(b, _Pointwise) and not isinstance(a, _Affine) for a, b in pairwise([None, *layers])):
-        raise Refused("an activation does not follow a Linear layer")
+    layers: list[_Layer] = []
+    for name, module in list(modules.items())[is_flattened:]:
+        if type(module) is nn.Linear and type(module.weight) is nn.Parameter:
+            layers.append(_Layer(f"{name}.weight", None if module.bias is None else f"{name}.bias", None))
+        elif type(module) in _ACTIVATIONS and layers and layers[-1].activation is None:
+            layers[-1] = replace(layers[-1], activation=_ACTIVATIONS[type(module)])
+        elif type(module) is not nn.Identity:
+            raise Refused(f"layer {name!r}, a {type(module).__name__}, does not fit Linear, activation, Linear, ...")
     if not layers:
         raise Refused("there are no layers")
     return layers, is_flattened
@@ -161,14 +164,6 @@ def _is_hooked(module: nn.Module) -> bool:
 
 def _is_flatten(module: nn.Module) -> bool:
     return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
-
-
-def _layer(name: str, module: nn.Module) -> _Affine | _Pointwise:
-    if type(module) is nn.Linear and type(module.weight) is nn.Parameter:
-        return _Affine(f"{name}.weight", None if module.bias is None else f"{name}.bias")
-    if type(module) in _POINTWISE:
-        return _POINTWISE[type(module)]
-    raise Refused(f"layer {name!r} is a {type(module).__name__}")
 
 
 def _output_slope(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
