@@ -28,12 +28,11 @@ def matching_arcs(first: Graph, second: Graph) -> tuple[np.ndarray, ...]:
         src, dst (arc,): states of the composition, its start being 0; the arcs of ``first`` and of ``second`` that
         meet; and the pair of states (state, 2) that each state stands for.
     """
-    by_pdf = np.lexsort((second.pdf.numpy(), second.src.numpy()))
     arcs, pairs = run(
         _match, first.arc_offsets().numpy(), first.dst.numpy(), first.pdf.numpy(), second.arc_offsets().numpy(),
-        second.dst.numpy()[by_pdf], second.pdf.numpy()[by_pdf], first.start, second.start, second.num_states,
+        second.dst.numpy(), second.pdf.numpy(), first.start, second.start, second.num_states,
     )
-    return arcs[:, 0], arcs[:, 1], arcs[:, 2], by_pdf[arcs[:, 3]], pairs
+    return *arcs.T, pairs
 
 
 @kernel
@@ -46,15 +45,14 @@ def _match(first_offsets, first_dst, first_pdf, second_offsets, second_dst, seco
     while here < len(pairs):
         i, j = pairs[here]
         for a in range(first_offsets[i], first_offsets[i + 1]):
-            span = second_pdf[second_offsets[j]:second_offsets[j + 1]]
-            b = second_offsets[j] + np.searchsorted(span, first_pdf[a])
-            while b < second_offsets[j + 1] and second_pdf[b] == first_pdf[a]:
+            for b in range(second_offsets[j], second_offsets[j + 1]):
+                if first_pdf[a] != second_pdf[b]:
+                    continue
                 key = first_dst[a] * second_states + second_dst[b]
                 if key not in number:
                     number[key] = len(pairs)
                     pairs.append((first_dst[a], second_dst[b]))
                 arcs.append((here, number[key], a, b))
-                b += 1
         here += 1
     found = np.empty((len(arcs), 4), np.int64)
     for k in range(len(arcs)):

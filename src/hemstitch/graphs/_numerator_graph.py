@@ -164,7 +164,7 @@ def compose(first: Graph, second: Graph) -> Graph:
         raise MisuseError("compose: a graph has epsilon arcs; remove them first")
     from hemstitch.graphs._graph_kernels import matching_arcs
 
-    src, dst, arc, other, pairs = (torch.from_numpy(x) for x in matching_arcs(first, second))
+    src, dst, arc, other, pairs = (torch.as_tensor(x) for x in matching_arcs(first, second))
     final = first.final[pairs[:, 0]] + second.final[pairs[:, 1]]
     return trimmed(Graph.from_arcs(src, dst, first.pdf[arc], first.cost[arc] + second.cost[other], final=final))
 

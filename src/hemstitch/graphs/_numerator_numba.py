@@ -1,7 +1,7 @@
 """The CPU kernel of the numerators.
 
-What :func:`hemstitch.graphs._forward_backward.log_forward_backward` does without leak, one sequence after the other, and
-only over states that can be on a path. The shares by which mass is handed back are kept from the forward pass.
+What :func:`hemstitch.graphs._forward_backward.log_forward_backward` does without leak, one sequence after the other,
+and only over states that can be on a path. The shares by which mass is handed back are kept from the forward pass.
 """
 
 from __future__ import annotations
