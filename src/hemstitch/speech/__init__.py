@@ -29,6 +29,7 @@ from hemstitch.speech._resample import resample
 from hemstitch.speech._score import ErrorCounts, WordErrorRate, word_error_rate
 from hemstitch.speech._tied import Root, Split, TiedTopology
 from hemstitch.speech._topology import HmmState, Topology
+from hemstitch.speech._tree import TreeStatistics, phone_questions, tie_states
 
 __all__ = [
     "IMPORTERS",
@@ -52,6 +53,7 @@ __all__ = [
     "Statistics",
     "TiedTopology",
     "Topology",
+    "TreeStatistics",
     "Utterance",
     "WordErrorRate",
     "align",
@@ -70,9 +72,11 @@ __all__ = [
     "import_wav_tree",
     "import_yesno",
     "log_priors",
+    "phone_questions",
     "position_dependent",
     "resample",
     "scaled_loglikelihoods",
+    "tie_states",
     "training_graph",
     "word_error_rate",
 ]

@@ -11,14 +11,26 @@ from typing import Any
 from hemstitch.errors import ConfigError
 from hemstitch.speech._corpus import Corpus
 from hemstitch.speech._importers._an4 import import_an4
+from hemstitch.speech._importers._an4_audio import import_an4_audio
 from hemstitch.speech._importers._fsdd import import_fsdd_strings
+from hemstitch.speech._importers._kaldi import import_kaldi
+from hemstitch.speech._importers._librispeech import import_librispeech
+from hemstitch.speech._importers._speechocean762 import import_speechocean762
 from hemstitch.speech._importers._synthetic import import_synthetic_digits
+from hemstitch.speech._importers._wav_tree import import_wav_tree
+from hemstitch.speech._importers._yesno import import_yesno
 from hemstitch.speech._manifest import unknown_key
 
 IMPORTERS: Mapping[str, tuple[Callable[..., Corpus], str]] = {
     "an4": (import_an4, "CMU AN4: spelled letters, numbers, months; stored cepstra (train.npz, an4.dic ...)"),
+    "an4-audio": (import_an4_audio, "CMU AN4 with audio (etc/an4_train.fileids, wav/an4_clstk/...)"),
     "fsdd-strings": (import_fsdd_strings, "Free Spoken Digit Dataset: its clips joined to connected digits"),
+    "kaldi": (import_kaldi, "Kaldi data directories (wav.scp, text, utt2spk, segments)"),
+    "librispeech": (import_librispeech, "LibriSpeech, Mini LibriSpeech and trees like them (.flac and .trans.txt)"),
+    "speechocean762": (import_speechocean762, "English of learners: sentences, or digit strings of children"),
     "synthetic-digits": (import_synthetic_digits, "connected digits synthesised offline in many voices; reads nothing"),
+    "wav-tree": (import_wav_tree, "a folder of audio files with transcripts beside them or in one table"),
+    "yesno": (import_yesno, "OpenSLR's yesno: one speaker, eight times yes or no a file"),
 }
 """Name -> (function, one line on what it reads)."""
 
