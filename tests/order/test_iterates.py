@@ -213,6 +213,15 @@ def test_loop_serves_what_vmap_cannot_and_says_why():
     assert maps.passes.backward == 6
 
 
+def test_loss_that_looks_at_its_value_goes_through_the_loop():
+    model, batches = mlp(2, 3, 1), regression_batches(4)
+    loss = lambda outputs, targets: MSE(outputs, targets) * (2.0 if float(outputs.detach().sum()) > 1e9 else 1.0)
+    end = backward_iterates(model, loss, batches, 0.1, [3, 4])[4]
+    assert gap(end, backward_twin(model, MSE, batches, 4, 0.1)) < 1e-14
+    with pytest.raises(MisuseError, match="not vmap"):
+        backward_iterates(model, loss, batches, 0.1, [3, 4], engine="vmap")
+
+
 @pytest.mark.parametrize("spoil", ["hook", "forward", "shared", "dimensions", "activations", "activation first"])
 def test_fused_refuses_what_it_would_get_wrong(spoil):
     model, batches = mlp(2, 2, 2, 1), regression_batches(4)

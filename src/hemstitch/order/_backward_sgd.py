@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from hemstitch.errors import MisuseError, RunError
 from hemstitch.order._maps import EngineName, Maps, Point, Stateful, Update
-from hemstitch.order._objective import Loss, Objective, Parameters
+from hemstitch.order._objective import Loss, Objective, Parameters, device_of
 from hemstitch.order._statistics import has_batch_norm, reestimate_statistics
 
 _VERSION = 1
@@ -181,7 +181,7 @@ class BackwardSGD:
         return loss
 
     def parameters(self) -> Parameters:
-        """The iterate that a look at this step is shown, {name: parameter}, as a copy."""
+        """The iterate that a look at this step is shown, {name: parameter}, as a copy; a forward phase's as it is."""
         return self._shown_point().parameters
 
     def parameters_at(self, step: int) -> Parameters:
@@ -214,8 +214,8 @@ class BackwardSGD:
     def applied(self, step: int | None = None) -> Iterator[nn.Module]:
         """Show an iterate in the model: this step's as in :meth:`parameters`, or that of ``step``.
 
-        Batch-norm statistics are re-estimated from the newest batches, in training mode; on leaving, everything is as
-        it was. In a forward phase the model is shown as it is.
+        Batch-norm statistics are estimated anew from the newest batches; on leaving, everything is as it was. In a
+        forward phase the model is shown as it is.
         """
         if step is None and self._origin_step is None:
             yield self.model
@@ -270,7 +270,7 @@ class BackwardSGD:
         self._updates = [Update(**update) for update in state["updates"]]
         self._recent.clear()
         self._recent.extend(Update(**update) for update in state["recent"])
-        self._mark = None if state["mark"] is None else Point(**state["mark"])
+        self._mark = None if state["mark"] is None else Point(**state["mark"]).to(device_of(self.model))
 
     def _begin(self, point: Point, step: int, updates: Sequence[Update] = ()) -> None:
         """Start a trajectory at ``point``."""

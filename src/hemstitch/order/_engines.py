@@ -74,24 +74,17 @@ class VmapEngine:
     cpu_budget = 64 * 2**20  # bytes; vmap has a high cost per call, many trajectories share it
 
     def __init__(self, model: nn.Module, objective: Objective, batch: Any):
+        del batch
         self._device = device_of(model)
         self._bound = _Bound(_with_batch_statistics(model), objective)
         self._names = list(trainable(model))
         self._places = _places(model)
-        self._probe(model, batch)
 
     @staticmethod
     def pays(model: nn.Module) -> bool:
         """Whether it beats the loop: on a CPU, where calls rather than products take the time (measured)."""
         is_small = sum(p.numel() for p in model.parameters()) <= 100_000
         return device_of(model).type != "cpu" or (is_small and not any(isinstance(m, _ConvNd) for m in model.modules()))
-
-    def _probe(self, model: nn.Module, batch: Any) -> None:
-        stack = self.stack([{name: p.detach() for name, p in model.named_parameters()}] * 2)
-        try:
-            self.step(stack, batch, {}, seed=0)
-        except Exception as error:  # whatever a model raises; a mistake of the user's will be raised by the loop
-            raise Refused(f"torch.func.vmap cannot take this model: {str(error).splitlines()[0]}") from error
 
     def bytes_per_trajectory(self, stack: Parameters) -> int:
         """Parameters, their gradients and as much again for intermediate results."""

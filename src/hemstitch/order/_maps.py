@@ -42,6 +42,11 @@ class Point:
     buffers: Parameters = field(default_factory=dict)
     states: list[dict] = field(default_factory=list)
 
+    def to(self, device: torch.device) -> Point:
+        """The same point with parameters and buffers on ``device``."""
+        moved = ({name: t.to(device) for name, t in part.items()} for part in (self.parameters, self.buffers))
+        return Point(*moved, self.states)
+
 
 @dataclass(frozen=True)
 class Update:
@@ -298,8 +303,15 @@ class Maps:
         self._check_stackable(updates)
         if self._engine == "auto" and engine is VmapEngine and (num_trajectories == 1 or not engine.pays(self.model)):
             raise Refused("the loop is faster for one trajectory, and for large models on a CPU")
+        batch = self.batch(updates[0])
         with self._training():
-            return engine(self.model, self.objective, self.batch(updates[0]))
+            chosen = engine(self.model, self.objective, batch)
+            stack = chosen.stack([{name: p.detach() for name, p in self.model.named_parameters()}] * 2)
+            try:
+                chosen.step(stack, batch, {}, seed=0)
+            except Exception as error:  # whatever a model or loss raises; if it is a mistake, the loop raises it too
+                raise Refused(f"torch.func.vmap cannot take it: {str(error).splitlines()[0]}") from error
+        return chosen
 
     def _check_stackable(self, updates: Sequence[Update]) -> None:
         """Refuse maps that must follow each trajectory on its own."""
