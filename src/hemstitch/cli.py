@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_runs(commands)
+    _add_experiments(commands)
     _add_data(commands)
     _add(commands, "list", _list, "recipes, kinds of parts and importers")
     _add(commands, "doctor", _doctor, "what this machine has, and what is missing")
@@ -105,6 +106,34 @@ def _add_runs(commands):  # type: ignore[no-untyped-def]
     command.add_argument("run", type=Path)
     command.add_argument("--to", choices=("tensorboard", "csv"), default="tensorboard")
     command.add_argument("--out", type=Path, help="target folder or file (default: inside the run folder)")
+
+
+def _add_experiments(commands):  # type: ignore[no-untyped-def]
+    command = _add(commands, "sweep", _sweep, "tune a recipe on the dev part, the cost told", takes_settings=True)
+    command.add_argument("recipe", help="a TOML file, or the name of a recipe from `hemstitch list`")
+    command.add_argument("--over", action="append", required=True, metavar="KEY=VALUE,...",
+                         help="values to try, such as update.lr=0.01,0.03,0.1; repeat for other settings")  # fmt: skip
+    command.add_argument("--by", choices=("loss", "error", "wer"), default="loss",
+                         help="what is compared on dev (default: loss)")  # fmt: skip
+    command.add_argument("--no-refine", dest="refine", action="store_false",
+                         help="do not step beyond the end of the grid where the best lies there")  # fmt: skip
+    command.add_argument("--stop-hopeless", action="store_true", help="stop runs that are far behind the best so far")
+    _add_many_runs(command, default_seeds="", which="the recipe's own")
+    command = _add(commands, "cross-validate", _cross_validate,
+                   "is one method better than another, by how much, how sure", takes_settings=True)  # fmt: skip
+    command.add_argument("methods", nargs="+", metavar="METHOD", help="a recipe, or the folder of a finished sweep")
+    command.add_argument("--folds", type=int, default=5, help="how many the speakers are dealt out to (default: 5)")
+    command.add_argument("--fold-seed", type=int, default=0, help="deals them out (default: 0)")
+    command.add_argument("--no-official", dest="official", action="store_false",
+                         help="leave out the runs on the official parts")  # fmt: skip
+    _add_many_runs(command, default_seeds="1,2", which="1,2")
+
+
+def _add_many_runs(command, default_seeds, which):  # type: ignore[no-untyped-def]
+    command.add_argument("--seeds", default=default_seeds, metavar="N,N", help=f"seeds of the runs (default: {which})")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="where to; give it again to continue")
+    command.add_argument("--quiet", action="store_true", help="say only the result")
+    command.epilog = SETTINGS
 
 
 def _add_data(commands):  # type: ignore[no-untyped-def]
@@ -172,6 +201,24 @@ def _export(arguments: argparse.Namespace) -> int:
     else:
         print(export_tensorboard(arguments.run, arguments.out or arguments.run / "tensorboard"))
     return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    return commands.run_sweep(
+        arguments.recipe, arguments.settings, arguments.over, seeds=arguments.seeds, out=arguments.out,
+        by=arguments.by, refine=arguments.refine, stop_hopeless=arguments.stop_hopeless, quiet=arguments.quiet,
+    )  # fmt: skip
+
+
+def _cross_validate(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    return commands.run_cross_validation(
+        arguments.methods, arguments.settings, folds=arguments.folds, seeds=arguments.seeds,
+        fold_seed=arguments.fold_seed, out=arguments.out, official=arguments.official, quiet=arguments.quiet,
+    )  # fmt: skip
 
 
 def _data(arguments: argparse.Namespace) -> int:

@@ -26,9 +26,11 @@ from hemstitch.report._html import (
     table,
     tabs,
 )
+from hemstitch.report._method_comparison import method_comparison_page, verdict, write_method_comparison
 from hemstitch.report._plots import Bar, Series, bar_plot, histogram, line_plot, scatter_plot
 from hemstitch.report._report import report_page, reproduction_command, write_report
 from hemstitch.report._run import Curve, Decoded, Event, Metric, Run, Score, Setting, read_run
+from hemstitch.report._sweep_page import sweep_page, write_sweep_page
 
 __all__ = [
     "Bar",
@@ -58,6 +60,7 @@ __all__ = [
     "histogram",
     "join",
     "line_plot",
+    "method_comparison_page",
     "note",
     "page",
     "read_run",
@@ -68,9 +71,13 @@ __all__ = [
     "share_bar",
     "sum_errors",
     "swatch",
+    "sweep_page",
     "table",
     "tabs",
+    "verdict",
     "write_comparison",
+    "write_method_comparison",
     "write_report",
+    "write_sweep_page",
     "write_whole",
 ]

@@ -3,8 +3,8 @@
 Methods are compared on the same units (speakers, with all their utterances), so that what is hard for both cancels.
 Two kinds of chance remain. Another test set: each replicate draws as many units as there are, with replacement.
 Other networks: the errors of a unit come from networks that had their luck. Luck that differs from unit to unit is in
-the bootstrap already; luck that a network spreads over all units of its fold is not, and is added as noise. Its variance
-is that of the fold's errors d over seeds, beyond what the interaction of unit and seed explains:
+the bootstrap already; luck that a network spreads over all units of its fold is not, and is added as noise. Its
+variance is that of the fold's errors d over seeds, beyond what the interaction of unit and seed explains:
 
     luck = sum over folds of  [ Var_s(sum_u d_su) - n MS ] / S,      MS = mean square of the interaction, n units,
 
