@@ -3,8 +3,10 @@
 from hemstitch.speech._align import Alignment, Segment, align, equal_alignment
 from hemstitch.speech._broken import BrokenUtterance
 from hemstitch.speech._compile import DecodingGraph, decoding_graph, training_graph
+from hemstitch.speech._convert import convert_alignment, subsample_alignment
 from hemstitch.speech._corpus import Corpus
 from hemstitch.speech._decode import DecodeOptions, Hypothesis, decode, log_priors, scaled_loglikelihoods
+from hemstitch.speech._download import RESOURCES, Resource, download, download_resource
 from hemstitch.speech._feature_options import FeatureOptions
 from hemstitch.speech._feature_set import FeatureSet, Statistics
 from hemstitch.speech._features import compute_features
@@ -33,6 +35,7 @@ from hemstitch.speech._tree import TreeStatistics, phone_questions, tie_states
 
 __all__ = [
     "IMPORTERS",
+    "RESOURCES",
     "Alignment",
     "BrokenUtterance",
     "Corpus",
@@ -47,6 +50,7 @@ __all__ = [
     "Lexicon",
     "NGram",
     "Pronunciation",
+    "Resource",
     "Root",
     "Segment",
     "Split",
@@ -58,8 +62,11 @@ __all__ = [
     "WordErrorRate",
     "align",
     "compute_features",
+    "convert_alignment",
     "decode",
     "decoding_graph",
+    "download",
+    "download_resource",
     "equal_alignment",
     "import_an4",
     "import_an4_audio",
@@ -76,6 +83,7 @@ __all__ = [
     "position_dependent",
     "resample",
     "scaled_loglikelihoods",
+    "subsample_alignment",
     "tie_states",
     "training_graph",
     "word_error_rate",
