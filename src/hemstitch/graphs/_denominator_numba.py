@@ -26,7 +26,7 @@ from hemstitch.graphs._denominator_lanes import (
     store,
 )
 from hemstitch.graphs._jit import kernel, run
-from hemstitch.graphs._threads import share_out
+from hemstitch.graphs._threads import share_out, workspace
 
 _WIDTHS = (8, 16, 32)
 
@@ -44,19 +44,19 @@ def forward_backward(
     def part(first: int, last: int) -> None:
         for block in range(first, last, width):
             n = next((n for n in _WIDTHS if n >= last - block), width)
-            _block(arcs, scores[block:block + n], frames[block:block + n], leak, n,
-                   logprob[block:block + n], shares[block:block + n], mass_error[block:block + n])
+            with workspace() as space:
+                _block(arcs, scores[block:block + n], frames[block:block + n], leak, lanes(scores.dtype, n), space,
+                       logprob[block:block + n], shares[block:block + n], mass_error[block:block + n])
 
     share_out(part, len(frames), width)
     return torch.from_numpy(logprob), torch.from_numpy(shares) if occupancies else None, torch.from_numpy(mass_error)
 
 
-def _block(arcs, outputs, lengths, leak, width, logprob, shares, mass_error):
-    """At most ``width`` sequences; results are written to the last three arguments."""
-    kind, num_states, num_pdfs = lanes(outputs.dtype, width), len(arcs.initial), outputs.shape[2]
-    num_frames = lengths.max()
-    x, alpha = np.empty((num_frames, num_pdfs), kind), np.empty((num_frames + 1, num_states), kind)
-    totals, highest = np.empty(num_frames + 1, kind), np.empty(num_frames, kind)
+def _block(arcs, outputs, lengths, leak, kind, space, logprob, shares, mass_error):
+    """As many sequences as there are lanes, or fewer; results are written to the last three arguments."""
+    num_frames, num_states, num_pdfs = lengths.max(), len(arcs.initial), outputs.shape[2]
+    x, alpha = space.empty((num_frames, num_pdfs), kind), space.empty((num_frames + 1, num_states), kind)
+    totals, highest = space.empty((num_frames + 1,), kind), space.empty((num_frames,), kind)
     _floats(alpha)[0], _floats(totals)[0] = arcs.initial[:, None], 1.0
     leak = outputs.dtype.type(leak)
     run(_forward, arcs, outputs, lengths, leak, x, _floats(x), alpha, totals, highest)
@@ -70,7 +70,7 @@ def _block(arcs, outputs, lengths, leak, width, logprob, shares, mass_error):
         logprob[:] = np.log(at_end) + logs[ends]
         start = np.where(at_end > 0, 1.0 / at_end, 0.0).astype(outputs.dtype)
     if shares.size:
-        beta, passed_on, share = (np.empty(n, kind) for n in (num_states, len(arcs.pair_dst), num_pdfs))
+        beta, passed_on, share = (space.empty((n,), kind) for n in (num_states, len(arcs.pair_dst), num_pdfs))
         run(_backward, arcs, lengths, leak, x, alpha, totals, start, beta, _floats(beta), passed_on, share,
             _floats(share), shares, mass_error)
         shares[:, num_frames:] = 0.0
