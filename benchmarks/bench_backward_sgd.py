@@ -1,8 +1,9 @@
 """Iteration order: exact iterates against the plain loop, the order average against a plain gradient, A.1's stability.
 
-Speeds are ratios base / ours (above 1: faster), one thread. `stability` is the regression of the paper's section A.1,
-seed by seed: spread and mean of the training loss over the last 200 of 1,400 steps, and the gradients spent for those
-200 looks, for each order and for what one would use instead (averages of the forward iterates, a decayed rate).
+Speeds are ratios base / ours (above 1: faster), one thread; on a GPU, if there is one, 1,024 trajectories. `stability`
+is the regression of the paper's section A.1, seed by seed: spread and mean of the training loss over the last 200 of
+1,400 steps, and the gradients spent for those 200 looks, for each order and for what one would use instead (averages of
+the forward iterates, a decayed rate).
 
     python benchmarks/bench_backward_sgd.py [speed] [average] [stability]
 """
@@ -130,12 +131,14 @@ def loop_seconds(model: nn.Module, loss: Callable, batches: list, at: list[int],
             optimizer.zero_grad()
             loss(copied(inputs), targets).backward()
             optimizer.step()
+    _finish_queued_work()
     return (time.perf_counter() - begin) / sum(at)
 
 
 def engine_seconds(model: nn.Module, loss: Callable, batches: list, at: list[int], lr: float, engine: str) -> float:
     begin = time.perf_counter()
     backward_iterates(model, loss, batches, lr, at, engine=engine)
+    _finish_queued_work()
     return (time.perf_counter() - begin) / sum(at)
 
 
@@ -148,7 +151,20 @@ def speed() -> dict:
         "3x300, batch 1": (model, nn.MSELoss(), batches, list(range(119, 151)), 0.05),
         "5x500, batch 8": (deep, nn.CrossEntropyLoss(), classes, list(range(17, 25)), 0.001),
     }
-    return {f"{name}, {engine}": _faster(engine, *case) for name, case in cases.items() for engine in ("fused", "vmap")}
+    engines = ("fused", "vmap")
+    result = {f"{name}, {engine}": _faster(engine, *case) for name, case in cases.items() for engine in engines}
+    if torch.cuda.is_available():
+        model, batches, _ = regression(0, num_steps=1024)
+        batches = [(x.cuda(), y.cuda()) for x, y in batches]
+        result["3x300, batch 1, fused, 1,024 trajectories on a GPU"] = median_ratio(
+            lambda: loop_seconds(model.cuda(), nn.MSELoss(), batches, [200], 0.05),
+            lambda: engine_seconds(model.cuda(), nn.MSELoss(), batches, list(range(1, 1025)), 0.05, "fused"), rounds=5)
+    return result
+
+
+def _finish_queued_work() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _faster(engine: str, model: nn.Module, loss: Callable, batches: list, at: list[int], lr: float) -> dict:

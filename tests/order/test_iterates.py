@@ -1,6 +1,5 @@
 """Backward iterates: golden numbers, the slow twin, and that every engine gives the same."""
 
-import numpy as np
 import pytest
 import torch
 from order_problems import backward_twin, class_batches, flat, gap, here, mlp, regression_batches, twin
@@ -12,17 +11,6 @@ from hemstitch.order._maps import Maps
 
 ENGINES = ["fused", "vmap", "loop"]
 MSE = nn.MSELoss()
-
-
-@pytest.fixture(scope="module")
-def golden(shared_golden):
-    data = np.load(shared_golden / "backward_sgd_small.npz")
-    model = mlp(*data["sizes"].tolist(), activation=nn.ReLU)
-    with torch.no_grad():
-        for i, p in enumerate(model.parameters()):
-            p.copy_(torch.from_numpy(data[f"init_{i}"]))
-    x, y = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
-    return data, model, [(x[i : i + 1], y[i : i + 1]) for i in data["order"]], float(data["lr"])
 
 
 def golden_gap(data, prefix, iterates):

@@ -65,6 +65,7 @@ class BackwardSGD:
     looked at together are moved together; the fixed tail, which has the law of the backward iterate at the cost of
     m + 1 gradients; a reset only where it pays, which the paper proposes (section 5).
 
+    >>> import torch
     >>> net = torch.nn.Linear(2, 1)
     >>> order = BackwardSGD(net, torch.nn.MSELoss(), torch.optim.SGD(net.parameters(), lr=0.1))
     >>> for _ in range(20):

@@ -48,6 +48,7 @@ def backward_iterates(
 
     Cost: k gradients for iterate k, that is the sum of ``at``; memory of all iterates that are returned.
 
+    >>> import torch
     >>> net = torch.nn.Linear(1, 1)
     >>> batches = [(torch.rand(1, 1), torch.rand(1, 1)) for _ in range(10)]
     >>> sorted(backward_iterates(net, torch.nn.MSELoss(), batches, lr=0.1, at=[1, 10]))

@@ -222,7 +222,7 @@ class Maps:
         ends = self._descend_loop(updates, trajectories) if engine is None else (
             self._descend_stacked(engine, updates, trajectories))
         for index, end in ends:
-            if not all(torch.isfinite(p).all() for p in end.parameters.values()):
+            if not torch.stack([torch.isfinite(p).all() for p in end.parameters.values()]).all():
                 raise NonFiniteError(f"order: the iterate over {trajectories[index][1]} batches is not finite: the "
                                      "maps diverge in this order. Lower the learning rate or shorten the window")
             yield index, end

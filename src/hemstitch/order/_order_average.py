@@ -25,6 +25,7 @@ class OrderAverage:
     1 / (2 c^2), one order alone (D.1) is order="single" with strength 1 / c^2; the paper tries lambda up to 4 h^2.
     With several learning rates D keeps its place between H and g, where the expansion of T_i = 1 - D g_i puts it.
 
+    >>> import torch
     >>> net = torch.nn.Linear(2, 1)
     >>> adam = torch.optim.AdamW(net.parameters(), lr=1e-3)
     >>> average = OrderAverage(net, torch.nn.MSELoss(), adam, num_parts=4)
