@@ -1,6 +1,18 @@
 """Audio and transcripts to graphs and back: corpora, features, lexicon, alignment, decoding, scoring."""
 
 from hemstitch.speech._align import Alignment, Segment, align, equal_alignment
+from hemstitch.speech._alignment_files import (
+    Interval,
+    alignment_from_phones,
+    in_frames,
+    in_seconds,
+    read_ctm,
+    read_kaldi_alignment,
+    read_kaldi_phones,
+    write_ctm,
+    write_kaldi_alignment,
+    write_textgrid,
+)
 from hemstitch.speech._broken import BrokenUtterance
 from hemstitch.speech._compile import DecodingGraph, decoding_graph, training_graph
 from hemstitch.speech._convert import convert_alignment, subsample_alignment
@@ -46,6 +58,7 @@ __all__ = [
     "FeatureSet",
     "HmmState",
     "Hypothesis",
+    "Interval",
     "LanguageModel",
     "Lexicon",
     "NGram",
@@ -61,6 +74,7 @@ __all__ = [
     "Utterance",
     "WordErrorRate",
     "align",
+    "alignment_from_phones",
     "compute_features",
     "convert_alignment",
     "decode",
@@ -78,13 +92,21 @@ __all__ = [
     "import_synthetic_digits",
     "import_wav_tree",
     "import_yesno",
+    "in_frames",
+    "in_seconds",
     "log_priors",
     "phone_questions",
     "position_dependent",
+    "read_ctm",
+    "read_kaldi_alignment",
+    "read_kaldi_phones",
     "resample",
     "scaled_loglikelihoods",
     "subsample_alignment",
     "tie_states",
     "training_graph",
     "word_error_rate",
+    "write_ctm",
+    "write_kaldi_alignment",
+    "write_textgrid",
 ]
