@@ -8,10 +8,11 @@ from hemstitch.curvature._gauss_newton import gauss_newton, gauss_newton_of_outp
 from hemstitch.curvature._hessian import hessian
 from hemstitch.curvature._lbfgs import LBFGSPreconditioner, PairStore
 from hemstitch.curvature._line_search import Backtracking, LineSearch, armijo, backtrack
-from hemstitch.curvature._online_fisher import FisherReport, OnlineNaturalGradient, simple_natural_gradient
+from hemstitch.curvature._online_fisher import FisherReport, OnlineNaturalGradient
 from hemstitch.curvature._operator import LinearOperator
 from hemstitch.curvature._output_curvature import loss_fisher, loss_hessian, occupancy_product
 from hemstitch.curvature._parameters import FlatParameters
+from hemstitch.curvature._simple_natural_gradient import simple_natural_gradient
 from hemstitch.curvature._target_loss import TargetLoss
 
 __all__ = [

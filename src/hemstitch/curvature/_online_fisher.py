@@ -49,19 +49,18 @@ bad input refused.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hemstitch.curvature._subspace_update import Estimate, Moments, default_estimate, updated
 from hemstitch.errors import ConfigError, MisuseError
 
 STATE_VERSION = 1
 _NUM_ALWAYS = 10
 """Updates made at the start whatever the update period."""
-_HOPELESS = 1e-12
-"""Ratio of eigenvalues below which the smaller one is rounding noise in double."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,37 @@ class FisherReport:
     num_updates: int
     num_refused: int
     num_recovered: int
+
+
+class DenseRows:
+    """Rows given as a matrix, and what an estimate asks of rows.
+
+    Attributes:
+        x: (N, D).
+        norm: |x|, 0-d.
+        factor: W of the estimate that preconditions them.
+    """
+
+    def __init__(self, x: Tensor, factor: Tensor | None = None) -> None:
+        self.x, self.factor = x, factor
+        self.norm = torch.linalg.vector_norm(x)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return self.x.shape
+
+    def double(self) -> DenseRows:
+        """In double precision."""
+        return DenseRows(self.x.double())
+
+    def scores(self) -> Tensor:
+        """H = X W'."""
+        return self.x @ self.factor.T
+
+    def products(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """J = H'X and L = H'H."""
+        return scores.T @ self.x, scores.T @ scores
 
 
 class OnlineNaturalGradient:
@@ -142,9 +172,7 @@ class OnlineNaturalGradient:
         self.num_samples_history, self.num_minibatches_history = num_samples_history, num_minibatches_history
         self.alpha, self.epsilon, self.delta = alpha, epsilon, delta
         self.frozen = False
-        self.factor: Tensor | None = None
-        self.eigenvalues: Tensor | None = None
-        self.residual = 0.0
+        self._estimate: Estimate | None = None
         self._calls = self._skipped = 0
         self._num_updates = self._num_refused = self._num_recovered = 0
 
@@ -152,10 +180,23 @@ class OnlineNaturalGradient:
         """Stop (or resume) learning from the rows; preconditioning goes on."""
         self.frozen = bool(on)
 
+    @property
+    def factor(self) -> Tensor | None:
+        """W, (rank, D), in the type of the rows; ``None`` before the first minibatch."""
+        return None if self._estimate is None else self._estimate.factor
+
+    @property
+    def eigenvalues(self) -> Tensor | None:
+        """d, (rank,) in float64."""
+        return None if self._estimate is None else torch.from_numpy(self._estimate.eigenvalues)
+
+    @property
+    def residual(self) -> float:
+        """Rho."""
+        return 0.0 if self._estimate is None else self._estimate.residual
+
     @torch.no_grad()
-    def precondition(
-        self, x: Tensor, *, gain: float | Tensor = 1.0, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def precondition(self, x: Tensor, *, gain: float = 1.0, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Precondition a minibatch by the estimate so far, then learn from it if an update is due.
 
         Args:
@@ -175,51 +216,47 @@ class OnlineNaturalGradient:
         if x.dtype not in (torch.float32, torch.float64):
             rows, scale = self.precondition(x.float(), gain=gain)
             return (rows.to(x.dtype) if out is None else out.copy_(rows)), scale
-        if x.shape[1] < 2 or x.shape[0] == 0:
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.precondition(x, gain=gain, out=out)
+        rows = DenseRows(x)
+        scores = self._learn(rows, gain)
+        if scores is None:
             return (x if out is None or out is x else out.copy_(x)), x.new_ones(())
-        with torch.autocast(x.device.type, enabled=False):
-            return self._precondition(x, gain, out)
+        y = torch.addmm(x, scores, rows.factor, alpha=-1, out=out)
+        return y, (rows.norm / torch.linalg.vector_norm(y)).nan_to_num_(1.0, 1.0)  # 0/0, or inf where y underflowed
 
-    def _precondition(self, x: Tensor, gain: float | Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
-        norm = torch.linalg.vector_norm(x)
-        if not self._is_ready(x, norm, gain):
-            return (x if out is None or out is x else out.copy_(x)), torch.ones_like(norm)
-        factor = self.factor
-        scores = x @ factor.T
+    def _learn(self, rows: DenseRows, gain: float) -> Tensor | None:
+        """Scores of the rows under the estimate so far (left in ``rows.factor``); update it if due."""
+        num_rows, dim = rows.shape
+        if dim < 2 or num_rows == 0 or not self._is_ready(rows, gain):
+            return None
+        rows.factor = self._estimate.factor
+        scores = rows.scores()
         if self._is_due():
-            self._update(x, scores, norm, gain)
-        rows = torch.addmm(x, scores, factor, alpha=-1, out=out)
-        new_norm = torch.linalg.vector_norm(rows)
-        return rows, torch.where((norm > 0) & (new_norm > 0), norm / new_norm, 1.0)
+            self._update(rows, scores, gain)
+        return scores
 
-    def _is_ready(self, x: Tensor, norm: Tensor, gain: float | Tensor) -> bool:
-        """Initialise from the first minibatch that is finite; whether there is an estimate for rows like x."""
-        if self.factor is None:
-            if not torch.isfinite(norm):
+    def _is_ready(self, rows: DenseRows, gain: float) -> bool:
+        """Initialise from the first minibatch that is finite; whether there is an estimate for rows like these."""
+        num_rows, dim = rows.shape
+        if self._estimate is None:
+            if not math.isfinite(float(rows.norm)):
                 self._num_refused += 1
                 return False
-            self._set_default(x)
-            wide = x.double()  # the start is nearly singular: single precision would fill it with rounding noise
-            for _ in range(3 if len(x) > len(self.factor) else 1):
-                self._update(wide, wide @ self.factor.T, torch.linalg.vector_norm(wide), gain)
-        if self.factor.shape[1] != x.shape[1]:
-            raise MisuseError(f"this estimate is for rows of {self.factor.shape[1]} columns, got {x.shape[1]}: "
+            start = default_estimate(min(self.rank, dim - 1), dim, self.alpha, self.epsilon)
+            wide = rows.double()  # the start is nearly singular: single precision would fill it with rounding noise
+            self._estimate = replace(start, factor=start.factor.to(wide.x.device))
+            for _ in range(3 if num_rows > min(self.rank, dim - 1) else 1):
+                wide.factor = self._estimate.factor
+                self._update(wide, wide.scores(), gain)
+        factor = self._estimate.factor
+        if factor.shape[1] != dim:
+            raise MisuseError(f"this estimate is for rows of {factor.shape[1]} columns, got {dim}: "
                               "use one OnlineNaturalGradient per kind of row")
-        if self.factor.dtype != x.dtype or self.factor.device != x.device:
-            self.factor = self.factor.to(x)
+        if factor.dtype != rows.x.dtype or factor.device != rows.x.device:
+            self._estimate = replace(self._estimate, factor=factor.to(rows.x))
         return True
-
-    def _set_default(self, x: Tensor) -> None:
-        """The start: row r is nonzero at columns r, r + rank, r + 2 rank, ..., a little larger at the first."""
-        dim = x.shape[1]
-        rank = min(self.rank, dim - 1)
-        column = torch.arange(dim, device=x.device)
-        rows = (column % rank == column[:rank, None]).double()
-        rows.fill_diagonal_(1.1)
-        rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        self.factor = rows * math.sqrt(1.0 / (2.0 + (dim + rank) * self.alpha / dim))
-        self.eigenvalues = torch.full((rank,), self.epsilon, dtype=torch.float64)
-        self.residual = self.epsilon
 
     def _is_due(self) -> bool:
         """Whether this call updates the estimate; counts the call."""
@@ -240,72 +277,32 @@ class OnlineNaturalGradient:
             return 1.0 / self.num_minibatches_history
         return min(0.9, -math.expm1(-num_rows / self.num_samples_history))
 
-    def _smoothed(self, eigenvalues: Tensor, residual: float, dim: int) -> Tensor:
-        """(rank,) e_i = 1 / (beta / d_i + 1)."""
-        beta = residual * (1 + self.alpha) + self.alpha / dim * float(eigenvalues.sum())
-        return 1.0 / (beta / eigenvalues + 1.0)
-
-    def _update(self, x: Tensor, scores: Tensor, norm: Tensor, gain: float | Tensor) -> None:
-        """One step of subspace iteration towards the top eigenvectors of T = eta S + (1 - eta) F."""
-        cross = scores.T @ x
-        wide, gain_2 = cross.double(), float(gain) ** 2
-        k_matrix, l_matrix = (wide @ wide.T).cpu() * gain_2**2, (scores.T @ scores).double().cpu() * gain_2
-        power = float(norm) ** 2 * gain_2
-        if not math.isfinite(power + float(k_matrix.sum() + l_matrix.sum())):
+    def _update(self, rows: DenseRows, scores: Tensor, gain: float) -> None:
+        """Learn from the rows, unless something is not finite."""
+        cross, scatter = rows.products(scores)
+        moments = Moments(cross, scatter, float(rows.norm) ** 2, rows.shape[0], gain)
+        estimate, is_exact = updated(self._estimate, moments, self.forgetting(rows.shape[0]),
+                                     self.alpha, self.epsilon, self.delta)
+        self._num_recovered += is_exact
+        if estimate is None:
             self._num_refused += 1
             return
-        (num_rows, dim), rank = x.shape, len(cross)
-        eta = self.forgetting(num_rows)
-        keep, weight = 1.0 - eta, eta / num_rows
-        d, rho = self.eigenvalues, self.residual
-        q, m = self._smoothed(d, rho, dim).rsqrt(), d + rho
-        z = weight * (weight * k_matrix + keep * l_matrix * (m + m[:, None])) * (q * q[:, None])
-        c, u = _eigenvalues_descending(z + (keep * m).square().diag())
-        by_rows, by_old = weight * gain_2 * q, keep * m * q  # Y = diag(by_rows) J + diag(by_old) W
-        exact = None
-        if c[-1] < _HOPELESS * c[0]:
-            root, exact = self._exact_directions(by_rows, cross, by_old)
-        else:
-            root = c.clamp(min=(rho * keep) ** 2).sqrt()
-        new_rho = (weight * power + keep * (dim * rho + float(d.sum())) - float(root.sum())) / (dim - rank)
-        least = max(self.epsilon, self.delta * float(root[0]))
-        new_d, new_rho = (root - new_rho).clamp(min=least), max(new_rho, least)
-        e = self._smoothed(new_d, new_rho, dim)
-        if exact is None:
-            mix = (e.sqrt() / root)[:, None] * u.T
-            factor = torch.addmm((mix * by_old).to(x) @ self.factor, (mix * by_rows).to(x), cross)
-            if c[0] > 1e6 * c[-1] or c[-1] < (rho * keep) ** 2:
-                factor = _orthonormalised(factor, e.sqrt())
-            if factor is None:
-                _, exact = self._exact_directions(by_rows, cross, by_old)
-        if exact is not None:
-            factor = (e.sqrt()[:, None] * exact).to(x)
-            self._num_recovered += 1
-        if not torch.isfinite(factor).all():
-            self._num_refused += 1
-            return
-        self.factor, self.eigenvalues, self.residual = factor, new_d, new_rho
+        self._estimate = estimate
         self._num_updates += 1
-
-    def _exact_directions(self, by_rows: Tensor, cross: Tensor, by_old: Tensor) -> tuple[Tensor, Tensor]:
-        """Singular values and right singular vectors of Y: slow, but accurate where the eigenvalues of YY' are not."""
-        y = by_rows[:, None] * cross.double().cpu() + by_old[:, None] * self.factor.double().cpu()
-        _, root, directions = torch.linalg.svd(y, full_matrices=False)
-        return root, directions
 
     def report(self) -> FisherReport | None:
         """Shape of the estimate; ``None`` before the first minibatch."""
-        if self.factor is None:
+        if self._estimate is None:
             return None
-        d, rho, dim = self.eigenvalues, self.residual, self.factor.shape[1]
-        trace, square = float(d.sum()) + dim * rho, float(((d + rho) ** 2).sum()) + (dim - len(d)) * rho**2
-        return FisherReport(trace**2 / square, (float(d.max()) + rho) / rho,
+        d, rho, dim = self._estimate.eigenvalues, self.residual, self.factor.shape[1]
+        trace, square = d.sum() + dim * rho, ((d + rho) ** 2).sum() + (dim - len(d)) * rho**2
+        return FisherReport(float(trace**2 / square), float(d.max() + rho) / rho,
                             self._num_updates, self._num_refused, self._num_recovered)
 
     def state_dict(self) -> dict[str, Any]:
         """The estimate and its counters; tensors and plain numbers only."""
         state: dict[str, Any] = {"version": STATE_VERSION, "calls": self._calls, "skipped": self._skipped}
-        if self.factor is not None:
+        if self._estimate is not None:
             state |= {"factor": self.factor.clone(), "eigenvalues": self.eigenvalues.clone(), "residual": self.residual}
         return state
 
@@ -322,79 +319,13 @@ class OnlineNaturalGradient:
             rank, dim = factor.shape
             _check(rank == min(self.rank, dim - 1),
                    f"the saved estimate has rank {rank}, this one is set to {self.rank}: use the same rank")
-            factor = factor.clone()
-        self.factor, self.residual = factor, float(state.get("residual", 0.0))
-        self.eigenvalues = None if factor is None else state["eigenvalues"].to("cpu", torch.float64, copy=True)
+        self._estimate = None if factor is None else Estimate(
+            factor.clone(), state["eigenvalues"].double().cpu().numpy().copy(), float(state["residual"]))
         self._calls, self._skipped = int(state["calls"]), int(state["skipped"])
 
     def __repr__(self) -> str:
         return (f"OnlineNaturalGradient(rank={self.rank}, update_period={self.update_period}, alpha={self.alpha}, "
                 f"schedule={self.schedule!r}{', frozen' if self.frozen else ''})")
-
-
-@torch.no_grad()
-def simple_natural_gradient(x: Tensor, alpha: float = 4.0) -> Tensor:
-    """Precondition rows by the inverse of the smoothed scatter of the OTHER rows of the same minibatch.
-
-    lambda = alpha tr(X'X)/(N D);  Q = X (lambda I + X'X/(N-1))^-1;  g_n = x_n . q_n;  p_n = q_n (1 + g_n/(N-1-g_n));
-    |P| = |X|
-
-    The factor in p_n takes row n out of its own Fisher matrix (Sherman-Morrison), which `OnlineNaturalGradient`
-    achieves by using earlier minibatches. No memory, no rank; the result does not depend on the scale of x.
-
-    Args:
-        x: (N, D) rows; with fewer than 32 bits they are computed with in float32.
-        alpha: smoothing, > 0.
-
-    Returns:
-        (N, D) rows with the norm of x; x itself if it has one row, is zero or not finite.
-
-    Cost: min(N, D)^2 max(N, D) operations and one Cholesky factorisation of the smaller side.
-
-    Reference: Povey et al. 2015, the simple method.
-    """
-    _check(0 < alpha < math.inf, f"alpha must be positive, got {alpha}")
-    if x.dim() != 2:
-        raise MisuseError(f"expected (rows, columns), got shape {tuple(x.shape)}: flatten batch and time first")
-    if x.dtype not in (torch.float32, torch.float64):
-        return simple_natural_gradient(x.float(), alpha).to(x.dtype)
-    num_rows, dim = x.shape
-    if num_rows < 2 or dim == 0:
-        return x
-    with torch.autocast(x.device.type, enabled=False):
-        norm = torch.linalg.vector_norm(x)
-        unit = x / norm  # keeps the squares in range
-        gram = (unit.T @ unit if dim <= num_rows else unit @ unit.T) / (num_rows - 1)
-        gram.diagonal().add_(alpha / (num_rows * dim))
-        lower, failed = torch.linalg.cholesky_ex(gram)
-        if failed:
-            return x
-        rows = torch.cholesky_solve(unit.T, lower).T if dim <= num_rows else torch.cholesky_solve(unit, lower)
-        own = (unit * rows).sum(1, keepdim=True)
-        rows = rows * (1.0 + own / (num_rows - 1 - own))
-        return rows * (norm / torch.linalg.vector_norm(rows))
-
-
-def _eigenvalues_descending(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of a symmetric matrix by falling magnitude, and its eigenvectors as columns."""
-    size = max(1.0, float(z.diagonal().sum()))
-    c, u = torch.linalg.eigh(z / size)
-    order = c.abs().argsort(descending=True)
-    return c[order] * size, u[:, order]
-
-
-def _orthonormalised(factor: Tensor, root_e: Tensor) -> Tensor | None:
-    """W with W W' = diag(e) again if it has drifted by more than a thousandth; ``None``: beyond repair by Cholesky."""
-    wide = factor.double()
-    overlap = (wide @ wide.T).cpu() / (root_e * root_e[:, None])
-    identity = torch.eye(len(overlap), dtype=torch.float64)
-    if (overlap - identity).abs().max() <= 1e-3:
-        return factor
-    lower, failed = torch.linalg.cholesky_ex(overlap)
-    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-    if failed or not inverse.abs().max() < 100:
-        return None
-    return (root_e[:, None] * inverse / root_e).to(factor) @ factor
 
 
 def _check(condition: bool, message: str) -> None:

@@ -19,6 +19,8 @@ Reference: Povey et al. 2015. The plain and the natural layer compute the same o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -60,20 +62,24 @@ class NaturalLayer:
         self.layer, self.sides, self.context = layer, sides, context
         self.plain = False
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # the backward pass learns as it goes, which no compiled graph can hold
     def __call__(self, input: Tensor) -> Tensor:
         """The layer's outputs."""
-        layer = self.layer
-        if self.plain or not torch.is_grad_enabled() or not any(p.requires_grad for p in layer.parameters(False)):
+        layer, parameters = self.layer, self.parameters()
+        if self.plain or not torch.is_grad_enabled() or not any(p.requires_grad for p in parameters):
             return type(layer).forward(layer, input)
         if torch._C._are_functorch_transforms_active():
             raise MisuseError(ONCE)
-        weight, bias = layer.weight, getattr(layer, "bias", None)
-        if torch.is_autocast_enabled(input.device.type):
-            dtype = torch.get_autocast_dtype(input.device.type)
-            input, weight, bias = (None if t is None else t.to(dtype) for t in (input, weight, bias))
-        with torch.autocast(input.device.type, enabled=False):
-            return _WithNaturalGradient.apply(self, self.prepare(input), weight, bias)
+        tensors = (input, *parameters)
+        with without_autocast(input) as dtype:
+            if dtype is not None:
+                tensors = [t.to(dtype) for t in tensors]
+            return _WithNaturalGradient.apply(self, self.prepare(tensors[0]), *tensors[1:])
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Weight and bias, as far as the layer has them."""
+        bias = getattr(self.layer, "bias", None)
+        return (self.layer.weight,) if bias is None else (self.layer.weight, bias)
 
     def prepare(self, x: Tensor) -> Tensor:
         """What to do to the input before; differentiated by autograd."""
@@ -91,8 +97,8 @@ class NaturalLayer:
         """Axes that count the rows."""
         return y.shape[:-1]
 
-    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Natural gradient of weight and bias."""
+    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Natural gradients of the `parameters`."""
         raise NotImplementedError
 
 
@@ -102,9 +108,9 @@ ONCE = ("natural gradient can be differentiated once, and not by torch.func: for
 
 class _WithNaturalGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rule: NaturalLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, rule: NaturalLayer, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = rule.outputs(x, weight, bias)
-        ctx.rule, ctx.has_bias = rule, bias is not None
+        ctx.rule = rule
         ctx.mask = rule.context.observe(rule, rule.leading(x, y))
         ctx.save_for_backward(x, weight)
         return y
@@ -114,12 +120,21 @@ class _WithNaturalGradient(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise MisuseError(ONCE)
         x, weight = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             dx = ctx.rule.input_derivative(x, weight, dy) if ctx.needs_input_grad[1] else None
-            if not any(ctx.needs_input_grad[2:]):
-                return None, dx, None, None
-            d_weight, d_bias = ctx.rule.gradients(x, dy, ctx.mask)
-        return None, dx, d_weight.to(weight.dtype), d_bias.to(weight.dtype) if ctx.has_bias else None
+            natural = ctx.rule.gradients(x, dy, ctx.mask)
+        return None, dx, *(g.to(weight.dtype) for g in natural)
+
+
+@contextmanager
+def without_autocast(like: Tensor) -> Iterator[torch.dtype | None]:
+    """Compute in the types given; yields what autocast, if it was on, would have chosen."""
+    device = like.device.type
+    if not torch.is_autocast_enabled(device):
+        yield None
+        return
+    with torch.autocast(device, enabled=False):
+        yield torch.get_autocast_dtype(device)
 
 
 class NaturalLinear(NaturalLayer):
@@ -135,11 +150,11 @@ class NaturalLinear(NaturalLayer):
         """(..., out) -> (..., in)."""
         return dy @ weight
 
-    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """(..., in) and (..., out) -> (out, in) and (out,)."""
         return self._product(x, dy, mask)
 
-    def _product(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _product(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """s_in s_out Y~' [X~, 1~] for x (row axes..., axes of a row...) and dy (row axes..., out)."""
         num_axes = dy.dim() - 1
         if mask is not None:
@@ -152,9 +167,7 @@ class NaturalLinear(NaturalLayer):
         rows, scale_in = self.sides["in"].precondition(rows, out=rows)
         dy = dy.reshape(-1, dy.shape[-1]).to(wide)
         derivatives, scale_out = self.sides["out"].precondition(dy, gain=self.context.gain())
-        derivatives = (derivatives * (scale_in * scale_out)).to(x.dtype)
-        d_weight = derivatives.T @ rows[:, :dim].to(x.dtype)
-        return d_weight, derivatives.T @ rows[:, dim].to(x.dtype) if has_bias else None
+        return _scaled_product(scale_in * scale_out, derivatives.to(x.dtype), rows.to(x.dtype), dim)
 
 
 class NaturalConv(NaturalLinear):
@@ -182,10 +195,10 @@ class NaturalConv(NaturalLinear):
         """(batch, position...)."""
         return torch.Size((y.shape[0], *y.shape[2:]))
 
-    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """Rows: all windows of all images."""
-        d_weight, d_bias = self._product(self._windows(x), dy.movedim(1, -1), mask)
-        return d_weight.view_as(self.layer.weight), d_bias
+        d_weight, *d_bias = self._product(self._windows(x), dy.movedim(1, -1), mask)
+        return d_weight.view_as(self.layer.weight), *d_bias
 
     def _windows(self, x: Tensor) -> Tensor:
         """(batch, position..., in, window...), without copying."""
@@ -208,10 +221,19 @@ class NaturalScale(NaturalLayer):
         """(..., size)."""
         return dy * weight
 
-    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """Sum of the preconditioned rows."""
         products = (x * dy) if mask is None else (x * dy)[mask]
         wide = products.dtype if products.dtype.itemsize >= 4 else torch.float32
         rows, scale = self.sides["out"].precondition(
             products.reshape(-1, products.shape[-1]).to(wide), gain=self.context.gain())
-        return rows.sum(0) * scale, None
+        return (rows.sum(0) * scale,)
+
+
+def _scaled_product(scale: Tensor, left: Tensor, right: Tensor, dim: int) -> tuple[Tensor, ...]:
+    """scale left' right, split into its first ``dim`` columns and the last, if there is one more."""
+    if scale.device.type == "cpu":  # no pass over memory of its own; on a GPU reading the number would wait for it
+        product = torch.addmm(left.new_empty(()), left.T, right[:, :dim], beta=0, alpha=float(scale))
+    else:
+        product = left.T @ right[:, :dim] * scale
+    return (product, left.T @ right[:, dim] * scale) if right.shape[1] > dim else (product,)
