@@ -39,11 +39,13 @@ from hemstitch.speech._language_model import LanguageModel, NGram
 from hemstitch.speech._lexicon import Lexicon, Pronunciation
 from hemstitch.speech._manifest import Utterance
 from hemstitch.speech._positions import position_dependent
+from hemstitch.speech._questions import phone_questions
 from hemstitch.speech._resample import resample
 from hemstitch.speech._score import ErrorCounts, WordErrorRate, word_error_rate
 from hemstitch.speech._tied import Root, Split, TiedTopology
 from hemstitch.speech._topology import HmmState, Topology
-from hemstitch.speech._tree import TreeStatistics, phone_questions, tie_states
+from hemstitch.speech._tree import tie_states
+from hemstitch.speech._tree_statistics import TreeStatistics
 
 __all__ = [
     "IMPORTERS",

@@ -103,12 +103,19 @@ def equal_alignment(words: Sequence[str], num_frames: int, lexicon: Lexicon, top
     if needed > num_frames or not units:
         raise NoPathError(f"too few frames for '{' '.join(words)}': it needs {needed} (one per state), there are "
                           f"{num_frames}; leave it out, correct its transcript, or take fewer states per phone")
-    table = topology.table(with_neighbours([abs(phone) for phone in units]))
     edges = np.round(np.linspace(0, num_frames, needed + 1)).astype(int)
+    offsets = np.cumsum([0, *(_num_states([unit], topology) for unit in units)])
+    pdfs = state_pdfs([abs(phone) for phone in units], edges, topology)
+    phone_segments, word_segments = _segments(units, edges[offsets], list(words), topology.phones)
+    return Alignment(pdfs=pdfs, phones=phone_segments, words=word_segments)
+
+
+def state_pdfs(phones: Sequence[int], edges: np.ndarray, topology: Topology) -> np.ndarray:
+    """(frame,) pdfs of a sentence of phones whose HMM states lie between the edges, one more than states."""
+    table = topology.table(with_neighbours(phones))
     pdfs = np.repeat(table.loop_pdf, np.diff(edges))
     pdfs[edges[:-1]] = table.enter_pdf
-    phone_segments, word_segments = _segments(units, edges[table.offsets], list(words), topology.phones)
-    return Alignment(pdfs=pdfs, phones=phone_segments, words=word_segments)
+    return pdfs
 
 
 def segments(
