@@ -6,7 +6,7 @@ Graph (a) has 100 states, 954 arcs and 60 pdfs, (b) 3,000, 49,744 and 2,000; eac
 looped by another, as in the chain topology. Opponents, one thread each: a loop over frames of sparse-CSR products, one
 of dense products (a only), and a kernel written in C (lfmmi_kernel.c; where there is a compiler). Ratios are opponent /
 ours, in CPU time, so that other processes disturb little; two threads against one are in wall time, and mean something
-only on a quiet machine. Memory is the peak less the resident size before, in a process of its own, occupancies included.
+only on a quiet machine. Memory is the peak less the resident size before, in a process of its own, with occupancies.
 
 Limits: CSR 2.5 (stretch 5) on (a) and 1 (stretch 1.5) on (b); two threads 1.4; 0.8 GB on (b).
 """

@@ -176,3 +176,9 @@ def test_misuse_is_named():
         numerator_posteriors([Graph.from_arcs([0], [0], [-1], [0.0])] * 5, outputs, LENGTHS)
     with pytest.raises(MisuseError, match="leak"):
         denominator_posteriors(graph, outputs, LENGTHS, leak=-1.0)
+
+
+def test_the_setting_of_denormals_is_left_alone():
+    tiny = torch.tensor(1e-40)
+    denominator_posteriors(random_graph(), random_outputs(torch.float32), LENGTHS)
+    assert float(tiny * 0.5) > 0.0

@@ -10,15 +10,19 @@ Products and sums may be fused where the processor can. No other liberty is take
 from __future__ import annotations
 
 import operator
+import platform
 from functools import reduce
 
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 _FUSE = ("contract",)
 _INDEX = ir.IntType(32)
+_FLUSH = 0x8040
+"""Bits of the SSE control register: flush to zero, denormals are zero."""
 _LOWEST = {"float": -87.0, "double": -708.0}
 """Below this exp is 0 here; above it its result is a normal number."""
 
@@ -146,6 +150,36 @@ def exp(typingctx, a):
     return a(a), build
 
 
+@intrinsic
+def flush_denormals(typingctx):
+    """Take numbers too small for full precision as zero from now on; returns the setting before, for :func:`restore`.
+
+    Peaked outputs produce many of them, and x86 processors are slow on them (four times slower kernels were seen). The
+    setting is the thread's, so it must not outlive the kernel. Other processors are left as they are.
+    """
+
+    def build(context, builder, signature, args):
+        setting = cgutils.alloca_once_value(builder, _INDEX(0))
+        _call_sse(builder, "stmxcsr", setting)
+        before = builder.load(setting)
+        builder.store(builder.or_(before, _INDEX(_FLUSH)), setting)
+        _call_sse(builder, "ldmxcsr", setting)
+        return before
+
+    return types.int32(), build
+
+
+@intrinsic
+def restore(typingctx, setting):
+    """Go back to a setting of denormals."""
+
+    def build(context, builder, signature, args):
+        _call_sse(builder, "ldmxcsr", cgutils.alloca_once_value(builder, args[0]))
+        return context.get_dummy_value()
+
+    return types.none(types.int32), build
+
+
 def _arithmetic(name: str):
     @intrinsic
     def apply(typingctx, a, b):
@@ -170,6 +204,13 @@ for _operator, _instruction in ((operator.mul, "fmul"), (operator.add, "fadd"), 
 def _address(context, builder, array, args, kind):
     data = context.make_array(array)(context, builder, args[0]).data
     return builder.gep(builder.bitcast(data, kind.vector.as_pointer()), [args[1]])
+
+
+def _call_sse(builder, name, pointer):
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        byte = ir.IntType(8).as_pointer()
+        function = builder.module.declare_intrinsic(f"llvm.x86.sse.{name}", fnty=ir.FunctionType(ir.VoidType(), [byte]))
+        builder.call(function, [builder.bitcast(pointer, byte)])
 
 
 def _splat(builder, kind, scalar):

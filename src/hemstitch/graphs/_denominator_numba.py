@@ -19,10 +19,12 @@ from hemstitch.graphs._denominator_lanes import (
     everywhere,
     exp,
     finite_or_zero,
+    flush_denormals,
     inverse,
     lanes,
     larger,
     load,
+    restore,
     store,
 )
 from hemstitch.graphs._jit import kernel, run
@@ -83,10 +85,12 @@ def _floats(array: np.ndarray) -> np.ndarray:
 
 @kernel
 def _forward(arcs, outputs, lengths, leak, x, x_floats, alpha, totals, highest):
+    setting = flush_denormals()
     for t in range(len(highest)):
         _read_frame(outputs, lengths, t, x_floats[t])
         store(highest, t, _exponentiate(x[t]))
         _forward_frame(arcs, leak, x[t], alpha[t], alpha[t + 1], totals, t)
+    restore(setting)
 
 
 @kernel
@@ -138,6 +142,7 @@ def _pair_sum(arcs, pair, alpha, jump):
 @kernel
 def _backward(arcs, lengths, leak, x, alpha, totals, start, beta, beta_floats, passed_on, share, share_floats, shares,
               mass_error):
+    setting = flush_denormals()
     for state in range(len(beta)):
         store(beta, state, everywhere(beta, 0.0))
     for t in range(len(x) - 1, -1, -1):
@@ -146,6 +151,7 @@ def _backward(arcs, lengths, leak, x, alpha, totals, start, beta, beta_floats, p
                 beta_floats[:, lane] = start[lane]
         _backward_frame(arcs, leak, x[t], alpha[t], totals, t, beta, passed_on, share)
         _write_frame(share_floats, lengths, t, shares, mass_error)
+    restore(setting)
 
 
 @kernel

@@ -1,8 +1,7 @@
 """Sharing the sequences of a batch out over threads, and the memory they work in.
 
 The kernels hold no lock and give each sequence the same bits whichever thread computes it. Plain threads instead of a
-thread pool: nothing is left behind that a fork could break, and starting one costs far less than a batch. Numbers too
-small for full precision are taken as zero there: peaked outputs produce many, and processors are slow on them.
+thread pool: nothing is left behind that a fork could break, and starting one costs far less than a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _KEPT_BYTES = 1 << 25
 
 
 def share_out(part: Callable[[int, int], None], size: int, multiple: int = 1) -> None:
-    """Call ``part(first, last)`` on contiguous parts of ``range(size)``, in as many new threads as torch uses at most.
+    """Call ``part(first, last)`` on contiguous parts of ``range(size)``, at most one per torch thread.
 
     Args:
         part: a function that leaves the interpreter's lock for most of its time.
@@ -38,15 +37,16 @@ def share_out(part: Callable[[int, int], None], size: int, multiple: int = 1) ->
     errors: list[BaseException] = []
 
     def guarded(first: int, last: int) -> None:
-        torch.set_flush_denormal(True)  # of this thread, which ends here: the caller's setting is not touched
         try:
             part(first, last)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=guarded, args=ends) for ends in itertools.pairwise(bounds)]
+    mine, *others = itertools.pairwise(bounds)
+    threads = [threading.Thread(target=guarded, args=ends) for ends in others]
     for thread in threads:
         thread.start()
+    guarded(*mine)
     for thread in threads:
         thread.join()
     if errors:
