@@ -145,6 +145,13 @@ def test_outputs_that_are_no_numbers_spoil_their_own_sequence_only(implementatio
     assert torch.equal(denominator_posteriors(graph, outputs, LENGTHS).occupancies[1:], clean.occupancies[1:])
 
 
+def test_autocast_does_not_touch_the_recursions(implementation):
+    graph, outputs = random_graph(), random_outputs(torch.float32)
+    plain = denominator_posteriors(graph, outputs, LENGTHS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(denominator_posteriors(graph, outputs, LENGTHS).occupancies, plain.occupancies)
+
+
 def test_no_path_is_minus_infinity_with_zero_occupancies(implementation):
     chain = Graph.from_arcs([0, 1], [1, 2], [0, 1], [0.0, 0.0], final=[torch.inf, torch.inf, 0.0])
     outputs = torch.zeros(3, 3, 2)

@@ -137,12 +137,13 @@ def test_a_phone_sequence_has_all_its_alignments():
         assert found == {spelled([0, 2, 2], d, pdfs): 1.0 for d in durations}
 
 
-@pytest.mark.parametrize(("tolerance", "subsampling"), [(0, 1), (2, 1), ((1, 3), 1), (2, 3), (5, 3)])
-def test_alignments_stay_within_the_tolerance(tolerance, subsampling):
+@pytest.mark.parametrize(("tolerance", "subsampling", "shift"),
+                         [(0, 1, 0), (2, 1, 0), ((1, 3), 1, 0), (2, 3, 0), (5, 3, 0), (5, 3, 2)])
+def test_alignments_stay_within_the_tolerance(tolerance, subsampling, shift):
     phones, durations = [0, 1, 2, 1], [4, 3, 6, 5]
     early, late = (tolerance, tolerance) if isinstance(tolerance, int) else tolerance
     end = np.cumsum(durations)
-    frames = range(0, sum(durations), subsampling)
+    frames = range(shift, sum(durations), subsampling)
     expected = Counter()
     for firsts in itertools.combinations(range(1, len(frames)), len(phones) - 1):
         bounds = [0, *firsts, len(frames)]
@@ -150,7 +151,7 @@ def test_alignments_stay_within_the_tolerance(tolerance, subsampling):
                      for i in range(len(phones)) for t in range(bounds[i], bounds[i + 1]))
         if within:
             expected[spelled(phones, np.diff(bounds))] = 1.0
-    graph = alignment_graph(phones, durations, PDFS, tolerance, subsampling)
+    graph = alignment_graph(phones, durations, PDFS, tolerance, subsampling, shift)
     assert sentences(graph, len(frames)) == expected and expected
     assert all(not sentences(graph, n) for n in (len(frames) - 1, len(frames) + 1))
 
@@ -242,5 +243,7 @@ def test_misuse_is_named():
         phone_sequence_graph([3], PDFS)
     with pytest.raises(DataError, match="one duration of at least 1 frame"):
         alignment_graph([0, 1], [3], PDFS)
+    with pytest.raises(MisuseError, match="shift 3 is not one of 0..2"):
+        alignment_graph([0], [3], PDFS, shift=3)
     with pytest.raises(MisuseError, match="merge 'mean'"):
         normalisation_graph(phone_sequence_graph([0], PDFS), merge="mean")

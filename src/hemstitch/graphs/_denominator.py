@@ -233,7 +233,8 @@ def _in_probability_space(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Log-probabilities, occupancies, and whether no mass was lost, for each sequence."""
     arcs = _paired_arcs(graph, outputs.dtype)
-    logprob, shares, mass_error = _implementation(outputs)(arcs, outputs, lengths, leak, occupancies)
+    with torch.autocast(outputs.device.type, enabled=False):
+        logprob, shares, mass_error = _implementation(outputs)(arcs, outputs, lengths, leak, occupancies)
     tolerance = _MASS_TOLERANCE[outputs.dtype] + outputs.shape[1] * torch.finfo(outputs.dtype).eps
     return logprob, shares, logprob.isfinite() & (mass_error < tolerance)
 

@@ -36,12 +36,13 @@ def alignment_graph(
     pdfs: PhonePdfs,
     tolerance: int | tuple[int, int] = 5,
     subsampling: int = 3,
+    shift: int = 0,
     left: int | None = None,
 ) -> Graph:
     """The alignments that differ from a given one by a few frames, without weights.
 
-    Output t stands for frame ``t * subsampling``; phone i may emit it if that frame is not earlier than the phone's
-    first frame less the tolerance, and earlier than its end plus the tolerance. The graph is acyclic: its states are
+    Output t stands for frame ``t * subsampling + shift``; phone i may emit it if that frame is not earlier than the
+    phone's first frame less the tolerance, and earlier than its end plus the tolerance. The graph is acyclic: its states are
     (outputs so far, phone), so that it can be cut into chunks by :func:`slice_frames`.
 
     Args:
@@ -50,23 +51,27 @@ def alignment_graph(
         pdfs: a table by phone or a function of (left phone, phone).
         tolerance: frames before subsampling by which a phone may begin earlier and end later.
         subsampling: frames per output.
+        shift: the frame of output 0, below ``subsampling``; training on all shifts uses every frame.
         left: the phone before the first one.
 
     Returns:
-        A graph of ceil(frames / subsampling) outputs. Where more phones fall on a stretch than it has outputs there is
+        A graph of ceil((frames - shift) / subsampling) outputs. Where more phones fall on a stretch than it has outputs there is
         no path, and the graph has no arcs.
 
     Raises:
         DataError: phones and durations do not match, or a duration is below 1.
+        MisuseError: the shift is not within the subsampling.
     """
     if len(phones) != len(durations) or not len(phones) or min(durations) < 1:
         raise DataError(f"alignment: expected one duration of at least 1 frame per phone, got {len(phones)} phones and "
                         f"durations {list(durations)[:8]}")
+    if not 0 <= shift < subsampling:
+        raise MisuseError(f"alignment: shift {shift} is not one of 0..{subsampling - 1}, the frames of an output")
     early, late = (tolerance, tolerance) if isinstance(tolerance, int) else tolerance
     of = pdfs if callable(pdfs) else lambda _, phone: pdfs[phone]
     emitting = [of(before, phone) for before, phone in zip([left, *phones], phones)]
     end = np.cumsum(durations)
-    frame = np.arange(0, end[-1], subsampling)[:, None]
+    frame = np.arange(shift, end[-1], subsampling)[:, None]
     allowed = (frame >= end - durations - early) & (frame < end + late)
     arcs = []  # (output, phone before, phone, pdf)
     for t, i in zip(*allowed.nonzero()):
