@@ -13,6 +13,7 @@ from hemstitch.commands._show import _print
 from hemstitch.errors import ConfigError
 from hemstitch.report import verdict, write_method_comparison, write_sweep_page
 from hemstitch.report._method_comparison import ONE_SEED
+from hemstitch.report._sweep_page import score
 from hemstitch.report._text import duration, interval, number, percent
 from hemstitch.train import Console, Interrupted
 from hemstitch.train._config import _literal, read_overrides
@@ -104,14 +105,14 @@ def _show_sweep(found: SweepResult) -> None:
     grid = rich.table.Table(*keys, f"dev {found.by}", "seeds", "outcome", "passes", "wall", "CPU", box=None)
     for row in found.rows:
         grid.add_row(
-            *(str(row.settings[key]) for key in keys), number(row.score),
-            ", ".join(number(score) for score in row.scores.values()),
+            *(str(row.settings[key]) for key in keys), score(row.score, found.by),
+            ", ".join(score(value, found.by) for value in row.scores.values()),
             row.status + (", beyond the grid" if row.refinement else ""), *_cost(row.cost),
         )  # fmt: skip
     _print(grid)
     best = ", ".join(f"{key} = {value}" for key, value in found.best.settings.items())
     test = "".join(f", test {name} {percent(value)}" for name, value in found.test.items())
-    print(f"best on dev: {best}  (dev {found.by} {number(found.best.score)}{test})")
+    print(f"best on dev: {best}  (dev {found.by} {score(found.best.score, found.by)}{test})")
     passes, wall, cpu = _cost(found.cost)
     print(f"the search cost {found.cost.runs} runs: {passes} passes, {wall} wall, {cpu} CPU")
     for remark in found.remarks:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hemstitch.errors import RunError
 from hemstitch.report._files import write_whole
-from hemstitch.report._html import Html, columns, details, element, join, note, page, section, swatch, table
+from hemstitch.report._html import Html, details, element, join, note, page, section, swatch, table
 from hemstitch.report._plots import Bar, bar_plot
 from hemstitch.report._text import NOTHING, duration, interval, known, literal, number, percent, plural
 
@@ -56,7 +56,9 @@ def method_comparison_page(result: Fields) -> Html:
         f"{names}, cross-validated",
         note(ONE_SEED, level="warning") if len(result["seeds"]) == 1 else None,
         section("Verdict", *(element("p", verdict(pair)) for pair in pairs)),
-        section("Results", columns(*_pictures(result)), _methods_table(result), _pairs_table(pairs)),
+        section(
+            "Results", element("div", *_pictures(result), class_="plots"), _methods_table(result), _pairs_table(pairs)
+        ),
         section("Settings", *(_settings(method) for method in methods)),
         section("Again", _command(result)),
         subtitle=f"{size if result['measure'] == 'WER' else images}, {result['folds']} folds, {seeds}",

@@ -29,8 +29,10 @@ def sweep_page(result: Fields) -> Html:
     best, cost, rows = result["best"], result["cost"], result["rows"]
     found = [
         ("Best settings", _settings(best["settings"]), f"of {plural(len(rows), 'combination')}"),
-        (f"Dev {result['by']}", number(best["score"]), "by which it was chosen"),
+        (f"Dev {result['by']}", score(best["score"], result["by"]), "by which it was chosen"),
         *((f"Test {name}", percent(value), "had no say") for name, value in best["test"].items()),
+    ]
+    spent = [
         ("Cost of the search", duration(cost["cpu_seconds"]), f"CPU time of {plural(cost['runs'], 'run')}"),
         ("Passes", number(cost["forward_passes"] + cost["backward_passes"]), "forward and backward, all runs"),
     ]
@@ -38,10 +40,16 @@ def sweep_page(result: Fields) -> Html:
     return page(
         f"Sweep of {result['name']}",
         cards(found, leading=True),
+        cards(spent),
         note(element("ul", *remarks)) if remarks else None,
         section("What dev said", _picture(result), _table(result)),
         subtitle=", ".join(best["settings"]),
     )
+
+
+def score(value: float | None, by: str) -> str:
+    """A score on dev: losses as they are, errors in percent."""
+    return number(value) if by == "loss" else percent(value)
 
 
 def _picture(result: Fields) -> Html:
@@ -50,7 +58,7 @@ def _picture(result: Fields) -> Html:
         for row in result["rows"]
         if known(row["score"])
     ]
-    return bar_plot(bars, title=f"dev {result['by']}, mean and each seed")
+    return bar_plot(bars, title=f"dev {result['by']}, mean and each seed", percent=result["by"] != "loss")
 
 
 def _table(result: Fields) -> Html:
@@ -61,8 +69,8 @@ def _table(result: Fields) -> Html:
     shown = [
         (
             *(literal(row["settings"][key]) for key in keys),
-            number(row["score"]),
-            ", ".join(f"{seed}: {number(score)}" for seed, score in row["scores"].items()),
+            score(row["score"], result["by"]),
+            ", ".join(f"{seed}: {score(value, result['by'])}" for seed, value in row["scores"].items()),
             row["status"] + (", beyond the grid" if row["refinement"] else ""),
             number(row["cost"]["forward_passes"] + row["cost"]["backward_passes"]),
             duration(row["cost"]["wall_seconds"]),

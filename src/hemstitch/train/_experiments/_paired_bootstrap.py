@@ -123,13 +123,14 @@ class PairedErrors:
     def interval(self, method: int) -> tuple[float, float]:
         """95 % interval of a method's own error rate."""
         luck = self._luck(self.errors[method])
-        return _interval(self.replicates[:, method] + np.nan_to_num(luck) * self._noise)
+        return _interval(np.maximum(self.replicates[:, method] + np.nan_to_num(luck) * self._noise, 0))
 
     def gain(self, a: int, b: int) -> Gain:
         """By how much method ``a`` is better than method ``b``."""
         luck = self._luck(self.errors[b] - self.errors[a])
         other = self.replicates[:, b]
         difference = other - self.replicates[:, a] + np.nan_to_num(luck) * self._noise
+        difference = np.minimum(difference, other)  # luck takes no rate below 0
         low, high = _interval(difference)
         relative_low, relative_high = _interval(_share(difference, other))
         mean = self.rates.mean(axis=1)
