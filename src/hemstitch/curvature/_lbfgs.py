@@ -49,15 +49,16 @@ class PairStore:
         if capacity < 1 or keep not in ("even", "first", "last"):
             raise MisuseError(f"need capacity >= 1 and keep 'even', 'first' or 'last', got {capacity} and {keep!r}")
         self.capacity, self.keep, self.floor = capacity, keep, floor
+        self._rows: Tensor | None = None                            # (capacity, 2, n): s and y side by side
+        self.version = 0
         self.clear()
 
     def clear(self) -> None:
-        """Forget all pairs."""
-        self._rows: Tensor | None = None                            # (capacity, 2, n): s and y side by side
+        """Forget all pairs; the memory is kept for the next ones."""
         self._slots: list[int] = []                                 # rows in use, oldest pair first
         self._stride = 1
         self.offered = 0
-        self.version = 0
+        self.version += 1
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -65,7 +66,7 @@ class PairStore:
     @property
     def rows(self) -> Float[Tensor, "rows param"]:
         """(2 len, param): s and y of each pair in turn, in the order in which they lie in memory."""
-        if self._rows is None:
+        if not self._slots:
             raise MisuseError("the store holds no pairs yet")
         return self._rows[: len(self)].flatten(0, 1)
 
@@ -84,8 +85,9 @@ class PairStore:
         number, self.offered = self.offered, self.offered + 1
         if not self._wanted(number) or not self._sound(s, y):
             return False
-        if self._rows is None:
-            self._rows = s.new_empty((self.capacity, 2, s.numel()))
+        shape = (self.capacity, 2, s.numel())
+        if self._rows is None or (not self._slots and (self._rows.shape, self._rows.dtype) != (shape, s.dtype)):
+            self._rows = s.new_empty(shape)
         slot = self._free_slot()
         torch.mul(s, scale, out=self._rows[slot, 0])
         torch.mul(y, scale, out=self._rows[slot, 1])
@@ -108,15 +110,16 @@ class PairStore:
 
     def _thin(self) -> None:
         """Keep every second pair, the oldest among them, packed at the front."""
-        kept = self._slots[::2]
-        self._rows[: len(kept)] = self._rows[kept].clone()
+        kept = self._slots[::2]                                     # ascending, each at or behind its new place
+        for slot, old in enumerate(kept):
+            self._rows[slot].copy_(self._rows[old])
         self._slots = list(range(len(kept)))
         self._stride *= 2
         self.version += 1
 
     def state_dict(self) -> dict[str, Any]:
         """The pairs and where the policy stands."""
-        rows = None if self._rows is None else self._rows[: len(self)].clone()
+        rows = self._rows[: len(self)].clone() if self._slots else None
         return {"rows": rows, "slots": list(self._slots), "stride": self._stride, "offered": self.offered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -129,7 +132,6 @@ class PairStore:
             self._rows = rows.new_empty((self.capacity, *rows.shape[1:]))
             self._rows[: len(rows)] = rows
         self._slots, self._stride, self.offered = list(state["slots"]), state["stride"], state["offered"]
-        self.version = 1
 
 
 class LBFGSPreconditioner:

@@ -143,7 +143,7 @@ class HessianFree(UpdateRule):
         shards_of(self.reducer.rank, self.reducer.world, num_shards)
         self.num_steps = 0
         self.direction: Tensor | None = None
-        self.pairs = PairStore(num_pairs, keep_pairs)
+        self.pairs, self.spare_pairs = PairStore(num_pairs, keep_pairs), PairStore(num_pairs, keep_pairs)
         self._shard: int | None = None
         self._is_shared = False
         self._report: HessianFreeReport | None = None
@@ -221,8 +221,9 @@ class HessianFree(UpdateRule):
         self.direction = step.result.x.mul(self.carry) if report.accepted and self.carry else None
         if self.direction is not None and not bool(torch.isfinite(self.direction).all()):
             self.direction = None
-        if step.pairs is not None and len(step.pairs):
-            self.pairs = step.pairs
+        if len(self.spare_pairs):
+            self.pairs, self.spare_pairs = self.spare_pairs, self.pairs
+            self.spare_pairs.clear()
         for sample in self.samples.values():
             sample.advance(report.noise)
         self.num_steps += 1

@@ -42,7 +42,6 @@ class HessianFreeStep:
     Attributes:
         origin: (param,) theta.
         result: of conjugate gradients, once they ran.
-        pairs: of their run, for the preconditioner of the next.
     """
 
     def __init__(self, optimizer: HessianFree, layout: FlatParameters, passes: RolePasses) -> None:
@@ -50,7 +49,6 @@ class HessianFreeStep:
         self.origin = layout.read()
         self.lr, self.factor, self.decay = map(self._per_parameter, ("lr", "damping_factor", "weight_decay"))
         self.damping = optimizer.damping * self.factor + self.decay
-        self.pairs: PairStore | None = None
         self.result: CGResult | None = None
         self.seconds = dict.fromkeys(ROLES, 0.0)
 
@@ -94,10 +92,17 @@ class HessianFreeStep:
         return conjugate_gradient(
             A, -slope, damping=self.damping, x0=start if start is not None and start.shape == slope.shape else None,
             preconditioner=preconditioner, flexible=preconditioner is not None, tol=1e-10, max_iter=optimizer.max_cg,
-            progress=optimizer.progress, iterate_growth=ITERATE_GROWTH, pairs=self.pairs)
+            progress=optimizer.progress, iterate_growth=ITERATE_GROWTH, pairs=self._fresh_pairs())
+
+    def _fresh_pairs(self) -> PairStore | None:
+        """Where the pairs of this run go."""
+        if self.optimizer.preconditioner not in ("lbfgs", "lbfgs_within"):
+            return None
+        self.optimizer.spare_pairs.clear()
+        return self.optimizer.spare_pairs
 
     def _preconditioner(self, A: MeanCurvature, gradient: Gradient) -> Preconditioner | None:
-        """M of this run, and where its pairs go."""
+        """M of this run."""
         optimizer, kind = self.optimizer, self.optimizer.preconditioner
         if kind == "jacobi":
             probes = generator(optimizer.seed, optimizer.num_steps)
@@ -106,9 +111,8 @@ class HessianFreeStep:
             return DiagonalPreconditioner(gradient.squares, self.damping, exponent=0.75)
         if kind is None:
             return None
-        self.pairs = PairStore(optimizer.pairs.capacity, optimizer.pairs.keep)
         if kind == "lbfgs_within":
-            return LBFGSPreconditioner(self.pairs)
+            return LBFGSPreconditioner(optimizer.spare_pairs)
         if not len(optimizer.pairs) or optimizer.pairs.rows.shape[1] != self.layout.numel:
             return None
         return LBFGSPreconditioner(optimizer.pairs)
