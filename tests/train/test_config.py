@@ -33,6 +33,14 @@ def test_values_come_from_default_parent_recipe_and_command_line_in_rising_prece
     assert origins["train.log_every"] == "default"
 
 
+def test_a_section_that_gets_another_kind_starts_afresh(tmp_path):
+    write(tmp_path, IMAGES + "[update]\nkind = 'sgd'\nlr = 0.5\nmomentum = 0.3\n", "parent.toml")
+    path = write(tmp_path, 'extends = "parent.toml"\n[update]\nkind = "adam"\n')
+    assert load_recipe(path).update.lr == 1e-3
+    assert load_recipe(tmp_path / "parent.toml", ["--update.kind", "adamw"]).update.lr == 1e-3
+    assert load_recipe(tmp_path / "parent.toml", ["--update.kind", "sgd"]).update.momentum == 0.3
+
+
 def test_a_recipe_survives_the_run_folder(tmp_path):
     recipe = load_recipe(write(tmp_path, IMAGES), ["--model.hidden", "[5, 6]"])
     assert restore_recipe(recipe.with_origins()).with_origins() == recipe.with_origins()

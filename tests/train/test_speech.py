@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import speech_recipe, write_tiny_corpus
 
+from conftest import speech_recipe, write_tiny_corpus
 from hemstitch.errors import DataError, RunError
 from hemstitch.train import Console, Interrupted, load_recipe, load_trained, resume, train
 from hemstitch.train._build import build_run
@@ -56,6 +56,18 @@ def test_a_stopped_speech_run_keeps_its_alignments(recipe, tmp_path, monkeypatch
     a, b = (load_checkpoint(RunFolder.open(f).checkpoints()[-1]) for f in (whole, tmp_path / "stopped"))
     for key in ("model", "task"):
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("settings", [[], ["--gradient.kind", "natural", "--update.kind", "max-change-sgd"]])
+def test_after_a_restart_training_goes_as_if_the_alignment_had_been_there(recipe, tmp_path, settings):
+    options = ["--hmm.restart", "2", "--train.batch_size", "100000", "--model.dropout", "0", *settings]
+    folder = train(load_recipe(recipe, options), tmp_path / "run", QUIET)  # one batch an epoch: order is no matter
+    found = load_checkpoint(RunFolder.open(folder).checkpoints()[-1])
+    run = build_run(load_recipe(recipe, ["--hmm.realign", "[]", "--train.epochs", "2", *options[2:]]), QUIET)
+    run.task.load_state_dict(found["task"])
+    run.loop(RunFolder.create(tmp_path / "fresh", {})).run()
+    for name, parameter in run.model.state_dict().items():
+        torch.testing.assert_close(found["model"][name], parameter, rtol=0, atol=1e-5)
 
 
 def test_a_trained_run_recognises_again_with_other_settings(recipe, tmp_path):

@@ -61,7 +61,7 @@ def test_workers_that_reduce_their_gradients_make_the_step_of_one_large_batch():
         model = copy.deepcopy(start)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         strategy = SinglePass(Gradient(model, CrossEntropy(), reducer=reducer), optimizer)
-        batches = source(reducer.rank, reducer.world, batch_size=8 if reducer.rank else 24)     # of unequal size
+        batches = source(reducer.rank, reducer.world, batch_size=8 if reducer.rank else 24)  # of unequal size
         strategy.step(batches)
         return [p.detach() for p in model.parameters()]
 

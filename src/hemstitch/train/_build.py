@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from hemstitch.criteria import CrossEntropy
 from hemstitch.errors import ConfigError
-from hemstitch.models import FeedForward
+from hemstitch.models import Blstm, FeedForward, Tdnn, TdnnLstm
 from hemstitch.optim import SGD, Backstitch, NaturalGradient, component_groups
 from hemstitch.train import _options as o
 from hemstitch.train._console import Console
+from hemstitch.train._frames import FrameTask
 from hemstitch.train._images import ImageTask
 from hemstitch.train._loop import Loop
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._run_folder import RunFolder
 from hemstitch.train._schedules import Schedule
-from hemstitch.train._frames import FrameTask
+from hemstitch.train._sequences import LatticeFreeTask
 from hemstitch.train._strategies import ClosureSteps, Gradient, SinglePass, Strategy
+
+MODELS: dict[type, Callable[..., nn.Module]] = {
+    o.FeedForwardModel: FeedForward,
+    o.MlpModel: FeedForward,
+    o.TdnnModel: Tdnn,
+    o.BlstmModel: Blstm,
+    o.TdnnLstmModel: TdnnLstm,
+}
 
 
 def build_device(options: o.Training) -> torch.device:
@@ -39,6 +48,8 @@ def build_task(recipe: Recipe, device: torch.device, console: Console) -> Any:
     """Data and supervision."""
     if isinstance(recipe.data, o.ImageData):
         return ImageTask(recipe.data, device)
+    if isinstance(recipe.criterion, o.LatticeFreeMmi):
+        return LatticeFreeTask(recipe, device, console)
     return FrameTask(recipe, device, console)
 
 
@@ -48,7 +59,7 @@ def build_model(recipe: Recipe, num_inputs: int, num_outputs: int) -> nn.Module:
     options = dataclasses.asdict(recipe.model)
     if isinstance(recipe.model, o.MlpModel):
         options |= {"left_context": 0, "right_context": 0}
-    return FeedForward(num_inputs, num_outputs, **options)
+    return MODELS[type(recipe.model)](num_inputs, num_outputs, **options)
 
 
 def build_natural_gradient(recipe: Recipe, model: nn.Module) -> NaturalGradient | None:
@@ -94,9 +105,9 @@ def build_update(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     raise ConfigError(f"no optimizer for {recipe.update}")
 
 
-def build_strategy(recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer) -> Strategy:
+def build_strategy(recipe: Recipe, task: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> Strategy:
     """How a step uses data, gradient and optimizer."""
-    gradient = Gradient(model, CrossEntropy(), autocast=recipe.train.precision == "bf16")
+    gradient = Gradient(model, task.criterion, autocast=recipe.train.precision == "bf16")
     steps = ClosureSteps if isinstance(optimizer, Backstitch) else SinglePass
     return steps(gradient, optimizer, clip=recipe.train.clip)
 
@@ -144,7 +155,7 @@ def build_run(recipe: Recipe, console: Console) -> Run:
         task=task,
         model=model,
         optimizer=optimizer,
-        strategy=build_strategy(recipe, model, optimizer),
+        strategy=build_strategy(recipe, task, model, optimizer),
         schedule=Schedule(recipe.schedule, recipe.train.epochs),
         source=task.source(recipe.train.batch_size, recipe.seed),
         console=console,

@@ -14,7 +14,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ Values = dict[str, tuple[Any, str]]
 """``section.field`` -> (raw value, origin)."""
 
 
-def read_recipe(path: Path) -> Values:
-    """Flatten a recipe file, the recipes it extends first."""
+def read_recipe(path: Path, default_kinds: Collection[str] = ()) -> Values:
+    """Flatten a recipe file, the recipes it extends first; ``default_kinds``: see :func:`override`."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -43,13 +43,32 @@ def read_recipe(path: Path) -> Values:
             raise ConfigError(f"{path}: extends needs the name of a recipe file beside this one, got {parent!r}")
         if (path.parent / parent).resolve() == path.resolve():
             raise ConfigError(f"{path}: the recipe extends itself")
-        values.update(read_recipe(path.parent / parent))
+        values = read_recipe(path.parent / parent, default_kinds)
+    own: Values = {}
     for key, value in content.items():
         if isinstance(value, dict):
-            values.update({f"{key}.{field}": (v, _origin(path, text, key, field)) for field, v in value.items()})
+            own.update({f"{key}.{field}": (v, _origin(path, text, key, field)) for field, v in value.items()})
         else:
-            values[key] = (value, _origin(path, text, None, key))
-    return values
+            own[key] = (value, _origin(path, text, None, key))
+    return override(values, own, default_kinds)
+
+
+def override(values: Values, above: Values, default_kinds: Collection[str] = ()) -> Values:
+    """``values`` with those of ``above`` on top; a section that gets another ``kind`` there starts afresh.
+
+    Args:
+        values, above: raw values.
+        default_kinds: "section.kind" of each section that does not name its kind.
+    """
+
+    def is_new(key: str, kind: Any) -> bool:
+        return values[key][0] != kind if key in values else f"{key.removesuffix('kind')}{kind}" not in default_kinds
+
+    afresh = {
+        key.removesuffix("kind") for key, (kind, _) in above.items() if key.endswith(".kind") and is_new(key, kind)
+    }
+    kept = {key: entry for key, entry in values.items() if key.rpartition(".")[0] + "." not in afresh}
+    return {**kept, **above}
 
 
 def _origin(path: Path, text: str, section: str | None, field: str) -> str:

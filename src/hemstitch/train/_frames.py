@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hemstitch.criteria import CrossEntropy
 from hemstitch.sampling import BatchSource, ShuffledEpochs
 from hemstitch.train._speech import SpeechTask, part_outputs
 from hemstitch.train._speech_data import Part, realign
@@ -19,6 +20,8 @@ from hemstitch.train._strategies import Batch
 
 class FrameTask(SpeechTask):
     """Learn to tell hidden Markov states apart, frame by frame."""
+
+    criterion = CrossEntropy()
 
     def source(self, batch_size: int, seed: int) -> BatchSource[Batch]:
         """Frame-shuffled minibatches of the training part."""
@@ -54,7 +57,10 @@ class FrameTask(SpeechTask):
             part = self.parts[name]
             loglikes = self.scores(model, part)[0] - priors
             changed[name] = realign(part, loglikes, self.lexicon, self.topology)
-        return [("realign", f"realigned after epoch {epoch}: {changed['train']:.1%} of the training frames moved")]
+        events = [("realign", f"realigned after epoch {epoch}: {changed['train']:.1%} of the training frames moved")]
+        if epoch == self.recipe.hmm.restart:
+            events.append(("restart", "the network is drawn anew; its alignment is kept"))
+        return events
 
     def log_priors(self) -> Tensor:
         """(pdf,) log share of each pdf in the training alignment, one frame added to each."""

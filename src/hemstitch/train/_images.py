@@ -75,7 +75,7 @@ class ImageTask:
         device: where the images are kept.
     """
 
-    score = "accuracy"
+    criterion = CrossEntropy()
 
     def __init__(self, options: ImageData, device: torch.device) -> None:
         inputs, targets = read_images(options.source, "train")
@@ -115,7 +115,7 @@ class ImageTask:
 
     def evaluate(self, model: nn.Module, part: str = "dev") -> dict[str, float]:
         """Mean loss and share of wrong decisions on a part."""
-        criterion, (inputs, targets) = CrossEntropy(), self.parts[part]
+        criterion, (inputs, targets) = self.criterion, self.parts[part]
         sums = torch.zeros(2, dtype=torch.float64)
         model.eval()
         with torch.no_grad():

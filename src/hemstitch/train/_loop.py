@@ -7,6 +7,7 @@ epoch: look at the dev part, let the task renew its supervision (realignment), s
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import time
@@ -131,6 +132,7 @@ class Loop:
         self.schedule, self.source, self.folder = schedule, source, folder
         self.options, self.console, self.stateful = options, console, dict(stateful or {})
         self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.initial = copy.deepcopy(self._learned())
         self.watch: Watch | None = None
         self.progress, self.window = Progress(), Window()
         self.clock = (time.perf_counter(), time.process_time())
@@ -209,6 +211,9 @@ class Loop:
                 self.event(kind, message)
             if renewed:  # dev losses before and after cannot be compared
                 progress.best_loss = self.schedule.best = math.inf
+            if any(kind == "restart" for kind, _ in renewed):
+                self._load_learned(self.initial)
+                self.schedule.start = epoch
         progress.looked = epoch
         indices.epoch, indices.position = epoch, 0
         self.save()
@@ -303,14 +308,12 @@ class Loop:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on to the same bits."""
         state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self._learned(),
             "schedule": self.schedule.state_dict(),
             "source": self.source.state_dict(),
             "task": self.task.state_dict(),
             "progress": asdict(self.progress),
             "window": asdict(self.window),
-            "stateful": {name: part.state_dict() for name, part in self.stateful.items()},
             "random": torch.get_rng_state(),
         }
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -329,6 +332,13 @@ class Loop:
         torch.set_rng_state(state["random"])
         if "random_cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    def _learned(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "stateful": {name: part.state_dict() for name, part in self.stateful.items()},
+        }
 
     def _load_learned(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

@@ -88,18 +88,26 @@ class Hmm:
     Attributes:
         states_per_phone: emitting states of a phone, 1 to 3.
         silence_states: emitting states of silence.
+        topology: a chain of states with a pdf each, or one state whose first frame has a pdf of its own (for
+            lattice-free MMI; states_per_phone and silence_states are then without effect).
         silence_probability: probability of silence between two words and at the ends.
         position_dependent: phones at the beginning, inside, at the end of a word and alone have states of their own.
         realign: epochs after which the training data are aligned anew with the network.
+        restart: epoch after which the network is drawn anew and only the alignment kept, since a network that began
+            with a flat start never quite recovers; 0: never.
     """
 
     states_per_phone: int = 3
     silence_states: int = 3
+    topology: Literal["left-to-right", "chain"] = "left-to-right"
     silence_probability: float = 0.5
     position_dependent: bool = False
     realign: tuple[int, ...] = (1, 2, 3, 5, 8)
+    restart: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.restart == 0 or self.restart in self.realign,
+                 f"restart = {self.restart} must be one of the epochs of realign = {self.realign}, or 0")  # fmt: skip
         _require(1 <= self.states_per_phone <= 3, f"states_per_phone must be 1, 2 or 3, got {self.states_per_phone}")
         _require(1 <= self.silence_states <= 5, f"silence_states must be 1 to 5, got {self.silence_states}")
         _require(
@@ -131,6 +139,68 @@ class FeedForwardModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TdnnModel:
+    """Time-delay layers: each sees a few frames of the layer below.
+
+    Attributes:
+        width: units per layer.
+        offsets: frames that each layer splices, one list per layer.
+        subsampling: input frames per output frame; 3 is usual for lattice-free MMI.
+        norm: normalisation after each layer.
+        dropout: probability of dropping a unit.
+    """
+
+    width: int = 256
+    offsets: tuple[tuple[int, ...], ...] = ((-2, -1, 0, 1, 2), (-1, 0, 1), (-1, 0, 1), (-3, 0, 3), (-3, 0, 3))
+    subsampling: int = 1
+    norm: Literal["batch", "rms", "none"] = "batch"
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlstmModel:
+    """Bidirectional projected LSTM layers.
+
+    Attributes:
+        num_layers: layers.
+        num_cells: cells per direction and layer.
+        num_recurrent, num_nonrecurrent: sizes of the two projections.
+        subsampling: input frames per output frame.
+        warm_up, cool_down: frames before and after a chunk that only prepare the recurrence.
+    """
+
+    num_layers: int = 2
+    num_cells: int = 128
+    num_recurrent: int = 64
+    num_nonrecurrent: int = 64
+    subsampling: int = 1
+    warm_up: int = 20
+    cool_down: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TdnnLstmModel:
+    """Time-delay layers with projected LSTMs between them.
+
+    Attributes:
+        width: units per time-delay layer.
+        num_cells: cells per LSTM.
+        num_recurrent, num_nonrecurrent: sizes of the two projections.
+        subsampling: input frames per output frame.
+        warm_up: frames before a chunk that only prepare the recurrence.
+        norm: normalisation after each time-delay layer.
+    """
+
+    width: int = 192
+    num_cells: int = 128
+    num_recurrent: int = 64
+    num_nonrecurrent: int = 64
+    subsampling: int = 1
+    warm_up: int = 20
+    norm: Literal["batch", "rms", "none"] = "batch"
+
+
+@dataclass(frozen=True, kw_only=True)
 class MlpModel:
     """Fully connected layers over the pixels of an image.
 
@@ -152,6 +222,26 @@ class MlpModel:
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
     """Frame (or example) cross-entropy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatticeFreeMmi:
+    """Maximum mutual information over whole utterances, the competitors being all phone sequences (paper 1).
+
+    Attributes:
+        leak: weight of a jump to the initial distribution of the denominator.
+        output_l2: penalty on the square of the network's outputs.
+        lm_order: order of the phone language model of the denominator.
+        num_extra_states: histories longer than two phones that it keeps.
+        length_step: utterances are prolonged by copies of their last frame to a multiple of this many frames, so that
+            batches hold utterances of one length.
+    """
+
+    leak: float = 0.1
+    output_l2: float = 5e-5
+    lm_order: int = 4
+    num_extra_states: int = 500
+    length_step: int = 30
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 from hemstitch.errors import ConfigError
 from hemstitch.speech import FeatureOptions
 from hemstitch.train import _options as o
-from hemstitch.train._config import Values, build, coerce, nearest, options_of, read_overrides, read_recipe
+from hemstitch.train._config import Values, build, coerce, nearest, options_of, override, read_overrides, read_recipe
 
 TOP_LEVEL: dict[str, tuple[type, Any, str]] = {
     "name": (str, "run", "names the run folder"),
@@ -23,8 +23,14 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     "data": {"speech": o.SpeechData, "images": o.ImageData},
     "features": FeatureOptions,
     "hmm": o.Hmm,
-    "model": {"feed-forward": o.FeedForwardModel, "mlp": o.MlpModel},
-    "criterion": {"cross-entropy": o.CrossEntropy},
+    "model": {
+        "feed-forward": o.FeedForwardModel,
+        "tdnn": o.TdnnModel,
+        "blstm": o.BlstmModel,
+        "tdnn-lstm": o.TdnnLstmModel,
+        "mlp": o.MlpModel,
+    },
+    "criterion": {"cross-entropy": o.CrossEntropy, "lattice-free-mmi": o.LatticeFreeMmi},
     "gradient": {"plain": o.PlainGradient, "natural": o.NaturalGradientOptions},
     "update": {"sgd": o.MomentumSgd, "max-change-sgd": o.MaxChangeSgd, "adam": o.Adam, "adamw": o.AdamW},
     "backstitch": o.Backstitch,
@@ -41,8 +47,13 @@ SECTIONS: dict[str, type | dict[str, type]] = {
 }
 """Section -> its options, or its kinds; the first kind is the default."""
 
+DEFAULT_KINDS = {f"{section}.{next(iter(entry))}" for section, entry in SECTIONS.items() if isinstance(entry, dict)} | {
+    "model.mlp"
+}
+"""What a section is that does not name its kind (images: mlp)."""
+
 SPEECH_ONLY = {"features", "hmm", "decode"}
-MODELS = {"speech": ("feed-forward",), "images": ("mlp",)}
+MODELS = {"speech": ("feed-forward", "tdnn", "blstm", "tdnn-lstm"), "images": ("mlp",)}
 """The models that fit each kind of data; the first is the default."""
 
 
@@ -91,7 +102,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: unreadable file, unknown key (names the nearest), wrong type, value out of range.
     """
-    return resolve({**read_recipe(path), **read_overrides(overrides)})
+    return resolve(override(read_recipe(path, DEFAULT_KINDS), read_overrides(overrides), DEFAULT_KINDS))
 
 
 def restore_recipe(config: dict[str, dict[str, Any]]) -> Recipe:

@@ -20,9 +20,7 @@ from hemstitch.train._run_folder import RESULT, RunFolder, next_run_path, read_j
 Reporter = Callable[[Path], Path]
 
 
-def train(
-    recipe: Recipe, path: Path | None = None, console: Console | None = None, watch: Watch | None = None
-) -> Path:
+def train(recipe: Recipe, path: Path | None = None, console: Console | None = None, watch: Watch | None = None) -> Path:
     """Train a recipe from the start; returns the run folder, which then holds result.json.
 
     Args:

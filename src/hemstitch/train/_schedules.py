@@ -20,15 +20,16 @@ class Schedule:
 
     def __init__(self, options: ScheduleOptions, epochs: int) -> None:
         self.options, self.epochs = options, epochs
+        self.start = 0.0  # epoch at which the schedule began
         self.reduction = 1.0  # what plateaus and roll-backs have left
         self.best = math.inf
         self.looks_since_best = 0
 
     def factor(self, progress: float) -> float:
         """The factor at ``progress`` epochs into the run."""
-        warmup = self.options.warmup
+        warmup, progress = self.options.warmup, progress - self.start
         rise = min(1.0, progress / warmup) if warmup > 0 else 1.0
-        share = min(1.0, progress / self.epochs)
+        share = min(1.0, progress / (self.epochs - self.start))
         match self.options:
             case o.ExponentialRate(final=final):
                 fall = final**share
@@ -54,9 +55,9 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """What observations have changed."""
-        return {"reduction": self.reduction, "best": self.best, "looks_since_best": self.looks_since_best}
+        return {name: getattr(self, name) for name in ("start", "reduction", "best", "looks_since_best")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what observations had changed."""
-        self.reduction, self.best = state["reduction"], state["best"]
-        self.looks_since_best = state["looks_since_best"]
+        for name, value in state.items():
+            setattr(self, name, value)

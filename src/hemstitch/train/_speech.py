@@ -20,6 +20,7 @@ from hemstitch.speech import (
     Corpus,
     DecodeOptions,
     DecodingGraph,
+    HmmState,
     LanguageModel,
     Lexicon,
     Topology,
@@ -204,6 +205,8 @@ class Search:
 
 def make_topology(hmm: Hmm, lexicon: Lexicon) -> Topology:
     """The hidden Markov models that the recipe asks for."""
+    if hmm.topology == "chain":
+        return Topology(phones=lexicon.phones, hmms=((HmmState(0, 1),),) * len(lexicon.phones))
     return Topology.left_to_right(lexicon.phones, hmm.states_per_phone, hmm.silence_states)
 
 
