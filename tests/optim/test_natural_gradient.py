@@ -217,6 +217,24 @@ def test_masked_rows_are_as_if_absent():
     torch.testing.assert_close(natural.state_dict()["layers"][""], other.state_dict()["layers"][""])
 
 
+def test_mask_of_a_convolution():
+    """A window of one frame is a linear layer."""
+    torch.manual_seed(0)
+    linear, convolution = nn.Linear(4, 3).double(), nn.Conv1d(4, 3, 1).double()
+    convolution.load_state_dict({"weight": linear.weight[:, :, None], "bias": linear.bias})
+    mask = torch.arange(6) < torch.tensor([[6], [4], [1]])
+    naturals = [NaturalGradient(m) for m in (linear, convolution)]
+    for _ in range(3):
+        x, dy = torch.randn(3, 6, 4, dtype=torch.float64), torch.randn(3, 6, 3, dtype=torch.float64)
+        for layer in (linear, convolution):
+            layer.zero_grad()
+        with naturals[0].masked(mask), naturals[1].masked(mask):
+            linear(x).backward(dy)
+            convolution(x.transpose(1, 2)).backward(dy.transpose(1, 2))
+        torch.testing.assert_close(convolution.weight.grad[:, :, 0], linear.weight.grad)
+        torch.testing.assert_close(convolution.bias.grad, linear.bias.grad)
+
+
 def test_mask_that_does_not_fit_is_refused():
     net = nn.Conv1d(2, 3, 3)
     natural = NaturalGradient(net)
@@ -375,9 +393,10 @@ def test_overrides():
 @pytest.mark.parametrize("options, message", [
     ({"loss_reduction": "none"}, "loss_reduction"), ({"rank_in": 0}, "rank"), ({"rank_out": "all"}, "rank_out"),
     ({"method": "exact"}, "method"), ({"overrides": {"output": None}}, "matches no layer"),
+    ({"method": "simple", "overrides": {"0": {"method": "online"}}}, "needs rows as a matrix"),
     ({"overrides": {"0": {"rank": 3}}}, "unknown option rank"), ({"overrides": {"0": {"method": "x"}}}, "method")])
 def test_bad_options_are_refused(options, message):
-    net = tiny_mlp().model
+    net = nn.Sequential(*tiny_mlp().model, nn.Conv2d(2, 2, 2))
     with pytest.raises(ConfigError, match=message):
         NaturalGradient(net, **options)
     NaturalGradient(net)  # nothing was left behind
@@ -388,6 +407,10 @@ def test_misuse_is_refused():
     natural = NaturalGradient(net)
     with pytest.raises(MisuseError, match="detach"):
         NaturalGradient(net)
+    with pytest.raises(MisuseError, match="batch axis"):
+        convolution = nn.Conv1d(2, 2, 2)
+        NaturalGradient(convolution)
+        convolution(torch.randn(2, 5))
     with pytest.raises(MisuseError, match="at least one"):
         NaturalGradient(nn.Embedding(3, 3))
     with pytest.raises(ConfigError, match="the saved state is for"):

@@ -50,7 +50,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -83,35 +83,53 @@ class FisherReport:
     num_recovered: int
 
 
-class DenseRows:
-    """Rows given as a matrix, and what an estimate asks of rows.
+class Rows(Protocol):
+    """Rows that an estimate can learn from, however they are stored.
 
     Attributes:
-        x: (N, D).
-        norm: |x|, 0-d.
-        factor: W of the estimate that preconditions them.
+        shape: (N, D).
+        like: a tensor of their type and device.
+        norm: |X|, 0-d.
     """
 
-    def __init__(self, x: Tensor, factor: Tensor | None = None) -> None:
-        self.x, self.factor = x, factor
-        self.norm = torch.linalg.vector_norm(x)
+    shape: tuple[int, int]
+    like: Tensor
+    norm: Tensor
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, D)."""
-        return self.x.shape
+    def double(self) -> Rows:
+        """The same in double precision."""
+
+    def scores(self, factor: Tensor) -> Tensor:
+        """H = X W', in any layout."""
+
+    def scatter(self, scores: Tensor) -> Tensor:
+        """L = H'H, (rank, rank)."""
+
+    def cross(self, scores: Tensor) -> Tensor:
+        """J = H'X, (rank, D)."""
+
+
+class DenseRows:
+    """`Rows` as a matrix (N, D)."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.like, self.shape, self.norm = x, x.shape, torch.linalg.vector_norm(x)
 
     def double(self) -> DenseRows:
-        """In double precision."""
-        return DenseRows(self.x.double())
+        """The same in double precision."""
+        return DenseRows(self.like.double())
 
-    def scores(self) -> Tensor:
-        """H = X W'."""
-        return self.x @ self.factor.T
+    def scores(self, factor: Tensor) -> Tensor:
+        """H = X W', (N, rank)."""
+        return self.like @ factor.T
 
-    def products(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """J = H'X and L = H'H."""
-        return scores.T @ self.x, scores.T @ scores
+    def scatter(self, scores: Tensor) -> Tensor:
+        """L = H'H, (rank, rank)."""
+        return scores.T @ scores
+
+    def cross(self, scores: Tensor) -> Tensor:
+        """J = H'X, (rank, D)."""
+        return scores.T @ self.like
 
 
 class OnlineNaturalGradient:
@@ -220,43 +238,66 @@ class OnlineNaturalGradient:
             with torch.autocast(x.device.type, enabled=False):
                 return self.precondition(x, gain=gain, out=out)
         rows = DenseRows(x)
-        scores = self._learn(rows, gain)
-        if scores is None:
+        learned = self._learn(rows, gain)
+        if learned is None:
             return (x if out is None or out is x else out.copy_(x)), x.new_ones(())
-        y = torch.addmm(x, scores, rows.factor, alpha=-1, out=out)
-        return y, (rows.norm / torch.linalg.vector_norm(y)).nan_to_num_(1.0, 1.0)  # 0/0, or inf where y underflowed
+        scores, factor = learned
+        y = torch.addmm(x, scores, factor, alpha=-1, out=out)
+        return y, _ratio(rows.norm, torch.linalg.vector_norm(y))
 
-    def _learn(self, rows: DenseRows, gain: float) -> Tensor | None:
-        """Scores of the rows under the estimate so far (left in ``rows.factor``); update it if due."""
+    @torch.no_grad()
+    def projection(self, rows: Rows, *, gain: float = 1.0) -> tuple[Tensor | None, Tensor]:
+        """As `precondition`, for rows that are not a matrix: what to multiply their sums by.
+
+        A sum over rows G = sum_n y_n x_n' becomes scale (G - (G W')W). The norm of the preconditioned rows comes from
+        |X - HW|^2 = |X|^2 - 2 tr L + tr(L W W'), which cancels where nearly all of X lies in the known directions; an
+        error of the scale by a percent is then possible in single precision.
+
+        Returns:
+            W, or ``None`` for rows to be left as they are, and the scale (0-d tensor).
+        """
+        learned = self._learn(rows, gain)
+        if learned is None:
+            return None, torch.ones_like(rows.norm)
+        scores, factor = learned
+        scatter, square = rows.scatter(scores).double(), rows.norm.double() ** 2
+        left = square - 2 * scatter.trace() + (scatter * (factor @ factor.T)).sum()
+        return factor, _ratio(rows.norm, left.clamp(min=0).sqrt().to(rows.norm))
+
+    def _learn(self, rows: Rows, gain: float) -> tuple[Tensor, Tensor] | None:
+        """The rows' scores under the estimate so far, and its factor; then the update, if due."""
         num_rows, dim = rows.shape
         if dim < 2 or num_rows == 0 or not self._is_ready(rows, gain):
             return None
-        rows.factor = self._estimate.factor
-        scores = rows.scores()
+        factor = self._estimate.factor
+        scores = rows.scores(factor)
         if self._is_due():
             self._update(rows, scores, gain)
-        return scores
+        return scores, factor
 
-    def _is_ready(self, rows: DenseRows, gain: float) -> bool:
+    def _is_ready(self, rows: Rows, gain: float) -> bool:
         """Initialise from the first minibatch that is finite; whether there is an estimate for rows like these."""
-        num_rows, dim = rows.shape
         if self._estimate is None:
             if not math.isfinite(float(rows.norm)):
                 self._num_refused += 1
                 return False
-            start = default_estimate(min(self.rank, dim - 1), dim, self.alpha, self.epsilon)
-            wide = rows.double()  # the start is nearly singular: single precision would fill it with rounding noise
-            self._estimate = replace(start, factor=start.factor.to(wide.x.device))
-            for _ in range(3 if num_rows > min(self.rank, dim - 1) else 1):
-                wide.factor = self._estimate.factor
-                self._update(wide, wide.scores(), gain)
+            self._initialise(rows, gain)
         factor = self._estimate.factor
-        if factor.shape[1] != dim:
-            raise MisuseError(f"this estimate is for rows of {factor.shape[1]} columns, got {dim}: "
+        if factor.shape[1] != rows.shape[1]:
+            raise MisuseError(f"this estimate is for rows of {factor.shape[1]} columns, got {rows.shape[1]}: "
                               "use one OnlineNaturalGradient per kind of row")
-        if factor.dtype != rows.x.dtype or factor.device != rows.x.device:
-            self._estimate = replace(self._estimate, factor=factor.to(rows.x))
+        if factor.dtype != rows.like.dtype or factor.device != rows.like.device:
+            self._estimate = replace(self._estimate, factor=factor.to(rows.like))
         return True
+
+    def _initialise(self, rows: Rows, gain: float) -> None:
+        """In double: the start is nearly singular, single precision would fill it with rounding noise."""
+        (num_rows, dim), rows = rows.shape, rows.double()
+        rank = min(self.rank, dim - 1)
+        start = default_estimate(rank, dim, self.alpha, self.epsilon)
+        self._estimate = replace(start, factor=start.factor.to(rows.like))
+        for _ in range(3 if num_rows > rank else 1):
+            self._update(rows, rows.scores(self._estimate.factor), gain)
 
     def _is_due(self) -> bool:
         """Whether this call updates the estimate; counts the call."""
@@ -277,11 +318,10 @@ class OnlineNaturalGradient:
             return 1.0 / self.num_minibatches_history
         return min(0.9, -math.expm1(-num_rows / self.num_samples_history))
 
-    def _update(self, rows: DenseRows, scores: Tensor, gain: float) -> None:
+    def _update(self, rows: Rows, scores: Tensor, gain: float) -> None:
         """Learn from the rows, unless something is not finite."""
-        cross, scatter = rows.products(scores)
-        moments = Moments(cross, scatter, float(rows.norm) ** 2, rows.shape[0], gain)
-        estimate, is_exact = updated(self._estimate, moments, self.forgetting(rows.shape[0]),
+        moments = Moments(rows.cross(scores), rows.scatter(scores), float(rows.norm) ** 2, rows.shape[0], gain)
+        estimate, is_exact = updated(self._estimate, moments, self.forgetting(moments.num_rows),
                                      self.alpha, self.epsilon, self.delta)
         self._num_recovered += is_exact
         if estimate is None:
@@ -326,6 +366,11 @@ class OnlineNaturalGradient:
     def __repr__(self) -> str:
         return (f"OnlineNaturalGradient(rank={self.rank}, update_period={self.update_period}, alpha={self.alpha}, "
                 f"schedule={self.schedule!r}{', frozen' if self.frozen else ''})")
+
+
+def _ratio(norm: Tensor, new_norm: Tensor) -> Tensor:
+    """norm / new_norm; 1 where both are zero, or the new one underflowed."""
+    return (norm / new_norm).nan_to_num_(1.0, 1.0)
 
 
 def _check(condition: bool, message: str) -> None:

@@ -159,6 +159,8 @@ class NaturalGradient:
         if kind.update_period is not None:
             options["update_period"] = kind.update_period
         options |= own
+        check(options["method"] == "online" or kind.rule is not NaturalConv, 'method "simple" needs rows as a matrix: '
+              'leave convolutions at "online" by overrides={"regular expression": {"method": "online"}}')
         sides = {}
         for side, dim in _dims(layer).items():
             rank = options[f"rank_{side}"]

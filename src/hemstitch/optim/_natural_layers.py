@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hemstitch.errors import MisuseError
+from hemstitch.optim._natural_rows import ChannelRows, WindowRows
 
 
 class Preconditioner(Protocol):
@@ -152,31 +153,29 @@ class NaturalLinear(NaturalLayer):
 
     def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """(..., in) and (..., out) -> (out, in) and (out,)."""
-        return self._product(x, dy, mask)
-
-    def _product(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
-        """s_in s_out Y~' [X~, 1~] for x (row axes..., axes of a row...) and dy (row axes..., out)."""
-        num_axes = dy.dim() - 1
         if mask is not None:
-            x, dy, num_axes = x[mask], dy[mask], 1
-        dim, has_bias = x.shape[num_axes:].numel(), self.layer.bias is not None
-        wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
-        rows = x.new_empty(x.shape[:num_axes].numel(), dim + has_bias, dtype=wide)
-        rows[:, :dim].view(x.shape).copy_(x)
-        rows[:, dim:] = 1.0
+            x, dy = x[mask], dy[mask]
+        x, dy = (wide(t.reshape(-1, t.shape[-1])) for t in (x, dy))
+        rows = torch.cat([x, x.new_ones(len(x), 1)], 1) if self.layer.bias is not None else x.clone()
         rows, scale_in = self.sides["in"].precondition(rows, out=rows)
-        dy = dy.reshape(-1, dy.shape[-1]).to(wide)
         derivatives, scale_out = self.sides["out"].precondition(dy, gain=self.context.gain())
-        return _scaled_product(scale_in * scale_out, derivatives.to(x.dtype), rows.to(x.dtype), dim)
+        return _scaled_product(scale_in * scale_out, derivatives, rows, x.shape[1])
 
 
-class NaturalConv(NaturalLinear):
-    """``nn.Conv1d`` and ``nn.Conv2d`` without groups: an affine map of the window at each output position."""
+class NaturalConv(NaturalLayer):
+    """``nn.Conv1d`` and ``nn.Conv2d`` without groups: an affine map of the window at each output position.
+
+    The windows, `kernel size` times the input, are never formed: their scores are a convolution with the directions as
+    filters, their sums are a convolution's weight gradient, and the preconditioners act on the sum of products.
+    """
 
     kind = "convolution"
 
     def prepare(self, x: Tensor) -> Tensor:
         """Pad, so that the windows are those of a convolution without padding."""
+        if x.dim() != self.layer.weight.dim():
+            raise MisuseError("natural gradient expects a batch axis before the channels of a convolution, got shape "
+                              f"{tuple(x.shape)}: use x.unsqueeze(0)")
         widths = self.layer._reversed_padding_repeated_twice
         mode = "constant" if self.layer.padding_mode == "zeros" else self.layer.padding_mode
         return F.pad(x, widths, mode) if any(widths) else x
@@ -197,15 +196,20 @@ class NaturalConv(NaturalLinear):
 
     def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """Rows: all windows of all images."""
-        d_weight, *d_bias = self._product(self._windows(x), dy.movedim(1, -1), mask)
-        return d_weight.view_as(self.layer.weight), *d_bias
-
-    def _windows(self, x: Tensor) -> Tensor:
-        """(batch, position..., in, window...), without copying."""
-        layer = self.layer
-        for axis, (size, step, gap) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):
-            x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
-        return x.movedim(1, 1 + len(layer.kernel_size))
+        x, dy = wide(x), wide(dy)
+        if mask is not None:
+            dy = dy * mask.unsqueeze(1)
+        windows = WindowRows(self.layer, x, dy.shape, mask)
+        derivatives = ChannelRows(dy, windows.shape[0])
+        gradient = windows.cross(dy)
+        for side, rows in (("in", windows), ("out", derivatives)):
+            gain = self.context.gain() if side == "out" else 1.0
+            factor, scale = self.sides[side].projection(rows, gain=gain)
+            if factor is not None:
+                transposed = gradient if side == "in" else gradient.T
+                transposed.sub_(transposed @ factor.T @ factor).mul_(scale)
+        d_weight = gradient[:, : self.layer.weight[0].numel()].reshape(self.layer.weight.shape)
+        return (d_weight,) if self.layer.bias is None else (d_weight, gradient[:, -1])
 
 
 class NaturalScale(NaturalLayer):
@@ -223,11 +227,15 @@ class NaturalScale(NaturalLayer):
 
     def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """Sum of the preconditioned rows."""
-        products = (x * dy) if mask is None else (x * dy)[mask]
-        wide = products.dtype if products.dtype.itemsize >= 4 else torch.float32
+        products = wide(x * dy if mask is None else (x * dy)[mask])
         rows, scale = self.sides["out"].precondition(
-            products.reshape(-1, products.shape[-1]).to(wide), gain=self.context.gain())
+            products.reshape(-1, products.shape[-1]), gain=self.context.gain())
         return (rows.sum(0) * scale,)
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least in float32."""
+    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def _scaled_product(scale: Tensor, left: Tensor, right: Tensor, dim: int) -> tuple[Tensor, ...]:
