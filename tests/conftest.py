@@ -92,6 +92,12 @@ def tiny_corpus(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_speech_recipe(tiny_corpus, tmp_path_factory):
+    """A recipe file on the tiny corpus."""
+    return speech_recipe(tmp_path_factory.mktemp("recipe") / "speech.toml", tiny_corpus)
+
+
 def write_tiny_corpus(folder, bad_lines=()):
     """Write the corpus of ``tiny_corpus``; ``bad_lines`` are appended to its manifest."""
     words = {"ONE": ("A", "B"), "TWO": ("B", "C"), "TEN": ("C", "A")}

@@ -3,7 +3,6 @@ import math
 
 import pytest
 
-from conftest import speech_recipe
 from hemstitch.cli import main
 from hemstitch.errors import ConfigError, RunError
 from hemstitch.report import align_words, count_errors
@@ -18,10 +17,9 @@ FOLDS, SEEDS = 4, (1, 2)
 
 
 @pytest.fixture(scope="module")
-def speech(tiny_corpus, tmp_path_factory):
+def speech(tiny_speech_recipe):
     """A recipe that learns its words, and one that hardly does."""
-    folder = tmp_path_factory.mktemp("recipes")
-    good = load_recipe(speech_recipe(folder / "good.toml", tiny_corpus), ["--train.epochs", "3", "--name", "good"])
+    good = load_recipe(tiny_speech_recipe, ["--train.epochs", "3", "--name", "good"])
     return good, vary(good, {"update.lr": 0.002, "name": "poor"}, "test")
 
 
