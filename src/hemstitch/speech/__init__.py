@@ -22,6 +22,7 @@ from hemstitch.speech._download import RESOURCES, Resource, download, download_r
 from hemstitch.speech._feature_options import FeatureOptions
 from hemstitch.speech._feature_set import FeatureSet, Statistics
 from hemstitch.speech._features import compute_features
+from hemstitch.speech._gaussian import gaussian_loglikelihoods
 from hemstitch.speech._importers import (
     IMPORTERS,
     import_an4,
@@ -38,6 +39,7 @@ from hemstitch.speech._importers import (
 from hemstitch.speech._language_model import LanguageModel, NGram
 from hemstitch.speech._lexicon import Lexicon, Pronunciation
 from hemstitch.speech._manifest import Utterance
+from hemstitch.speech._ngram import Perplexity, estimate_ngrams, perplexity
 from hemstitch.speech._positions import position_dependent
 from hemstitch.speech._questions import phone_questions
 from hemstitch.speech._resample import resample
@@ -64,6 +66,7 @@ __all__ = [
     "LanguageModel",
     "Lexicon",
     "NGram",
+    "Perplexity",
     "Pronunciation",
     "Resource",
     "Root",
@@ -84,6 +87,8 @@ __all__ = [
     "download",
     "download_resource",
     "equal_alignment",
+    "gaussian_loglikelihoods",
+    "estimate_ngrams",
     "import_an4",
     "import_an4_audio",
     "import_corpus",
@@ -97,6 +102,7 @@ __all__ = [
     "in_frames",
     "in_seconds",
     "log_priors",
+    "perplexity",
     "phone_questions",
     "position_dependent",
     "read_ctm",
