@@ -186,6 +186,8 @@ def test_two_ends_are_passed_together(recipe):
 def test_kinds_can_be_swept_and_equal_combinations_are_run_once(recipe):
     tried = combinations(recipe, {"update.kind": ["adam", "sgd"], "update.lr": [1, 1.0]})
     assert tried == [{"update.kind": "adam", "update.lr": 1.0}, {"update.kind": "sgd", "update.lr": 1.0}]
+    momentum = vary(recipe, {"update.kind": "sgd", "update.momentum": 0.5}, "test")
+    assert vary(momentum, {"update.kind": "adam"}, "test").update.lr == 1e-3  # momentum and lr went with their kind
     with pytest.raises(ConfigError, match=r"unknown key 'update.rl' \(sweep\)"):
         combinations(recipe, {"update.rl": [1]})
     with pytest.raises(ConfigError, match="gets its seeds apart"):

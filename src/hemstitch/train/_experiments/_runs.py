@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from hemstitch.errors import HemstitchError, NonFiniteError, RunError
-from hemstitch.train._config import Values
+from hemstitch.train._config import Values, override
 from hemstitch.train._console import Console
 from hemstitch.train._loop import Watch
-from hemstitch.train._recipe import Recipe, resolve, restore_recipe
+from hemstitch.train._recipe import DEFAULT_KINDS, Recipe, resolve, restore_recipe
 from hemstitch.train._run import resume, train
 from hemstitch.train._run_folder import CHECKPOINTS, CONFIG, ENVIRONMENT, RESULT, RunFolder, read_json
 
@@ -60,7 +60,7 @@ def chosen(recipe: Recipe) -> Values:
 
 
 def vary(recipe: Recipe, settings: Mapping[str, Any], origin: str) -> Recipe:
-    """The recipe with some settings replaced; values that nobody chose stay defaults, so a ``kind`` may change.
+    """The recipe with some settings replaced; a section that gets another ``kind`` starts from its defaults.
 
     Args:
         recipe: the recipe.
@@ -70,7 +70,7 @@ def vary(recipe: Recipe, settings: Mapping[str, Any], origin: str) -> Recipe:
     Raises:
         ConfigError: a key or value does not fit.
     """
-    return resolve({**chosen(recipe), **{key: (value, origin) for key, value in settings.items()}})
+    return resolve(override(chosen(recipe), {key: (value, origin) for key, value in settings.items()}, DEFAULT_KINDS))
 
 
 def complete(recipe: Recipe, path: Path, console: Console, watch: Watch | None = None) -> dict[str, Any]:
