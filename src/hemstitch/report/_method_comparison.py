@@ -17,7 +17,7 @@ Fields = Mapping[str, Any]
 
 ONE_SEED = (
     "One seed: the intervals take the networks as they are, and say nothing on what other seeds would have given. "
-    "False alarms are about twice as frequent as they should be."
+    "False alarms are two to four times as frequent as they should be."
 )
 
 
