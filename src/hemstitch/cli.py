@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_runs(commands)
     _add_experiments(commands)
+    _add_speech(commands)
     _add_data(commands)
     _add(commands, "list", _list, "recipes, kinds of parts and importers")
     _add(commands, "doctor", _doctor, "what this machine has, and what is missing")
@@ -102,10 +103,12 @@ def _add_runs(commands):  # type: ignore[no-untyped-def]
     command.add_argument(
         "--out", type=Path, default=Path("comparison.html"), help="the page (default: comparison.html)"
     )
-    command = _add(commands, "export", _export, "write the metrics of a run for another program")
+    command = _add(commands, "export", _export, "write metrics, log-likelihoods or the network for another program")
     command.add_argument("run", type=Path)
-    command.add_argument("--to", choices=("tensorboard", "csv"), default="tensorboard")
+    command.add_argument("--to", choices=("tensorboard", "csv", "loglikelihoods", "onnx"), default="tensorboard")
     command.add_argument("--out", type=Path, help="target folder or file (default: inside the run folder)")
+    command.add_argument("--part", default="test", choices=("train", "dev", "test"), help="of log-likelihoods")
+    command.add_argument("--frames", type=int, default=0, help="of ONNX input without context (default: any number)")
 
 
 def _add_experiments(commands):  # type: ignore[no-untyped-def]
@@ -134,6 +137,23 @@ def _add_many_runs(command, default_seeds, which):  # type: ignore[no-untyped-de
     command.add_argument("--out", type=Path, metavar="FOLDER", help="where to; give it again to continue")
     command.add_argument("--quiet", action="store_true", help="say only the result")
     command.epilog = SETTINGS
+
+
+def _add_speech(commands):  # type: ignore[no-untyped-def]
+    command = _add(commands, "align", _align, "write when which word and phone was said")
+    command.add_argument("run", type=Path)
+    command.add_argument("--part", default="train", choices=("train", "dev", "test"), help="default: train")
+    command.add_argument("--format", choices=("ctm", "textgrid"), default="ctm")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: inside the run folder)")
+    command = _add(commands, "transcribe", _transcribe, "recordings to words with a trained run", takes_settings=True)
+    command.add_argument("run", type=Path)
+    command.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    command.add_argument("--format", choices=("text", "json", "ctm", "textgrid"), default="text")
+    command.add_argument("--out", type=Path, metavar="PATH", help="a file (a folder for textgrid); default: print")
+    command.add_argument("--longest", type=float, default=30.0, metavar="SECONDS",
+                         help="longer recordings are searched in pieces, cut where it is quiet")  # fmt: skip
+    command.add_argument("--resample", action="store_true", help="convert other sampling rates on the way")
+    command.epilog = "Settings: --decode.beam VALUE and so on."
 
 
 def _add_data(commands):  # type: ignore[no-untyped-def]
@@ -196,7 +216,14 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from hemstitch.report import export_csv, export_tensorboard
 
-    if arguments.to == "csv":
+    if arguments.to in ("loglikelihoods", "onnx"):
+        from hemstitch import commands
+
+        if arguments.to == "onnx":
+            print(commands.export_onnx(arguments.run, arguments.out, arguments.frames))
+        else:
+            print(commands.export_loglikelihoods(arguments.run, arguments.part, arguments.out))
+    elif arguments.to == "csv":
         print(export_csv(arguments.run, arguments.out or arguments.run / "metrics.csv"))
     else:
         print(export_tensorboard(arguments.run, arguments.out or arguments.run / "tensorboard"))
@@ -219,6 +246,19 @@ def _cross_validate(arguments: argparse.Namespace) -> int:
         arguments.methods, arguments.settings, folds=arguments.folds, seeds=arguments.seeds,
         fold_seed=arguments.fold_seed, out=arguments.out, official=arguments.official, quiet=arguments.quiet,
     )  # fmt: skip
+
+
+def _align(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    return commands.align(arguments.run, arguments.part, arguments.format, arguments.out)
+
+
+def _transcribe(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    return commands.transcribe(arguments.run, arguments.files, arguments.format, arguments.out, arguments.settings,
+                               arguments.longest, arguments.resample)  # fmt: skip
 
 
 def _data(arguments: argparse.Namespace) -> int:

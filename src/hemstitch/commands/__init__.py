@@ -5,11 +5,18 @@ from hemstitch.commands._doctor import doctor
 from hemstitch.commands._experiments import run_cross_validation, run_sweep
 from hemstitch.commands._run import decode, resume, score, train
 from hemstitch.commands._show import print_config, show_dry_run, show_lists, show_settings
+from hemstitch.commands._speech import align, export_loglikelihoods, export_onnx
+from hemstitch.commands._transcribe import Transcriber, Transcript, transcribe
 
 __all__ = [
+    "Transcriber",
+    "Transcript",
+    "align",
     "check_corpus",
     "decode",
     "doctor",
+    "export_loglikelihoods",
+    "export_onnx",
     "import_corpus",
     "print_config",
     "resume",
@@ -20,4 +27,5 @@ __all__ = [
     "show_lists",
     "show_settings",
     "train",
+    "transcribe",
 ]

@@ -15,6 +15,7 @@ EXTRAS = {
     "speech": ("kaldi_native_fbank", "soundfile", "kaldifst", "kaldialign", "numba"),
     "demo": ("espeakng-loader",),
     "tensorboard": ("tensorboard",),
+    "onnx": ("onnx", "onnxscript"),
 }
 
 

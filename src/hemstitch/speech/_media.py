@@ -40,6 +40,14 @@ def check_audio(path: Path, sampling_rate: int) -> None:
         pass
 
 
+def own_rate(path: Path) -> int:
+    """The sampling rate of an audio file in Hz; 0 if it cannot be opened (:func:`check_audio` says why)."""
+    try:
+        return int(_soundfile().info(str(path)).samplerate)
+    except RuntimeError:
+        return 0
+
+
 def read_audio(path: Path, sampling_rate: int) -> np.ndarray:
     """Samples of an audio file, float32 in [-1, 1], shape (samples,).
 

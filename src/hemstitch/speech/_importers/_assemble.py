@@ -24,7 +24,7 @@ from hemstitch.speech._importers._audio import write_wav
 from hemstitch.speech._importers._recording import Recording
 from hemstitch.speech._importers._words import Words, summary, without_pronunciation
 from hemstitch.speech._manifest import Utterance
-from hemstitch.speech._media import check_audio, read_audio, require
+from hemstitch.speech._media import check_audio, own_rate, read_audio, require
 from hemstitch.speech._resample import resample
 
 OVERSHOOT = 0.05
@@ -112,14 +112,11 @@ def _once_each(recordings: Sequence[Recording]) -> tuple[list[Recording], list[B
 
 def _rate_of(recordings: Sequence[Recording]) -> int:
     """The sampling rate of the first file that has one."""
-    soundfile = require("soundfile")
-    for recording in recordings:
-        try:
-            return int(soundfile.info(str(recording.audio)).samplerate)
-        except RuntimeError:  # _bring says what is wrong with it
-            continue
-    raise DataError(f"no readable audio: tried {len(recordings)} files, the first is "
-                    f"{recordings[0].audio if recordings else 'missing'}")
+    rate = next(filter(None, (own_rate(recording.audio) for recording in recordings)), 0)
+    if not rate:
+        raise DataError(f"no readable audio: tried {len(recordings)} files, the first is "
+                        f"{recordings[0].audio if recordings else 'missing'}")
+    return rate
 
 
 def _bring_all(folder: Path, recordings: Sequence[Recording], rate: int, sound: Sound,
@@ -141,14 +138,14 @@ def _bring_all(folder: Path, recordings: Sequence[Recording], rate: int, sound: 
 def _bring(folder: Path, recording: Recording, rate: int, sound: Sound) -> str:
     """Put the audio of one utterance into the folder; returns its path there."""
     source = recording.audio
-    own_rate = _own_rate(source) if sound.sampling_rate else rate
+    found = own_rate(source) if sound.sampling_rate else rate
     try:
-        check_audio(source, own_rate)
+        check_audio(source, found)
     except Unusable as error:
         hint = " (or let the importer do it: sampling_rate=HERTZ)" if "has a sampling rate of" in str(error) else ""
         raise Unusable(f"{error}{hint}") from None
     stem = recording.id.replace("%", "%25").replace("/", "%2F")
-    if own_rate == rate and recording.is_whole_file:
+    if found == rate and recording.is_whole_file:
         name = f"audio/{stem}{source.suffix.lower()}"
         if sound.media == "link":
             (folder / name).symlink_to(source.resolve())
@@ -156,18 +153,11 @@ def _bring(folder: Path, recording: Recording, rate: int, sound: Sound) -> str:
             shutil.copyfile(source, folder / name)
         return name
     name = f"audio/{stem}.wav"
-    if own_rate == rate:
+    if found == rate:
         require("soundfile").write(folder / name, _cut(recording, rate, "int16"), rate, subtype="PCM_16")
     else:
-        write_wav(folder / name, resample(_cut(recording, own_rate, "float32"), own_rate, rate), rate)
+        write_wav(folder / name, resample(_cut(recording, found, "float32"), found, rate), rate)
     return name
-
-
-def _own_rate(path: Path) -> int:
-    try:
-        return int(require("soundfile").info(str(path)).samplerate)
-    except RuntimeError:
-        return 1  # check_audio says what is wrong
 
 
 def _cut(recording: Recording, rate: int, dtype: str) -> np.ndarray:
