@@ -162,6 +162,10 @@ def _add_data(commands):  # type: ignore[no-untyped-def]
     command.add_argument("folder", type=Path, help="the corpus folder")
     command.add_argument("--source", type=Path, help="what the importer reads")
     command.epilog = "Options of the importer: --name VALUE."
+    command = _add(commands, "download", _download, "fetch public data, verified; without a name, list what there is")
+    command.add_argument("name", nargs="?")
+    command.add_argument("folder", type=Path, nargs="?", default=Path("data"), help="default: data")
+    command.add_argument("--checksum", default="", help="where none is known: sha256:HEX, md5:HEX or unverified")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -269,6 +273,12 @@ def _data(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"`data check` takes no options, got {' '.join(arguments.settings)}")
         return commands.check_corpus(arguments.folder)
     return commands.import_corpus(arguments.importer, arguments.source, arguments.folder, arguments.settings)
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    return commands.download(arguments.name, arguments.folder, arguments.checksum)
 
 
 def _list(arguments: argparse.Namespace) -> int:

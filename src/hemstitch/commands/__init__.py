@@ -2,6 +2,7 @@
 
 from hemstitch.commands._data import check_corpus, import_corpus
 from hemstitch.commands._doctor import doctor
+from hemstitch.commands._download import download
 from hemstitch.commands._experiments import run_cross_validation, run_sweep
 from hemstitch.commands._run import decode, resume, score, train
 from hemstitch.commands._show import print_config, show_dry_run, show_lists, show_settings
@@ -15,6 +16,7 @@ __all__ = [
     "check_corpus",
     "decode",
     "doctor",
+    "download",
     "export_loglikelihoods",
     "export_onnx",
     "import_corpus",
