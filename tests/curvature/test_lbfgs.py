@@ -43,15 +43,6 @@ def test_compact_form_is_the_two_loop_recursion(keep, conjugate, run):
     torch.testing.assert_close(LBFGSPreconditioner(pairs)(r), two_loop(*pairs.pairs(), r), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("conjugate", [False, True])
-def test_shifted_pairs_are_those_of_another_damping(conjugate):
-    _, pairs = filled(conjugate=conjugate)
-    steps, changes = pairs.pairs()
-    r = torch.randn(SIZE, dtype=torch.float64)
-    expected = two_loop(steps, changes + 0.3 * steps, r)
-    torch.testing.assert_close(LBFGSPreconditioner(pairs, damping_shift=0.3)(r), expected, rtol=1e-9, atol=1e-9)
-
-
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), keep=st.sampled_from(["even", "first", "last"]), run=st.integers(1, 30),
        condition=st.sampled_from([1.0, 1e2, 1e5]), dtype=st.sampled_from([torch.float32, torch.float64]))

@@ -143,16 +143,14 @@ class LBFGSPreconditioner:
 
     Args:
         pairs: where the pairs are.
-        damping_shift: added to the curvature of every pair: y + shift s. A store filled under one damping serves
-            another one with shift = new - old.
 
     Cost of an application: 8 m n multiplications and additions; of a rebuild: (2 m)^2 n.
 
     Reference: Byrd, Nocedal and Schnabel 1994, equation 2.6; paper 3, section 3.1.
     """
 
-    def __init__(self, pairs: PairStore, damping_shift: float = 0.0) -> None:
-        self.pairs, self.damping_shift = pairs, damping_shift
+    def __init__(self, pairs: PairStore) -> None:
+        self.pairs = pairs
         self._built = -1
 
     def __call__(self, r: Vector) -> Vector:
@@ -171,19 +169,13 @@ class LBFGSPreconditioner:
         gram = (rows @ rows.T).to(torch.float64)
         s_at = 2 * torch.tensor(self.pairs.order, device=rows.device)
         y_at = s_at + 1
-        shift = self.damping_shift
-        ss, sy, yy = gram[s_at][:, s_at], gram[s_at][:, y_at], gram[y_at][:, y_at]
-        yy = yy + shift * (sy + sy.T) + shift**2 * ss
-        sy = sy + shift * ss
+        sy, yy = gram[s_at][:, y_at], gram[y_at][:, y_at]
         self._gamma = (sy[-1, -1] / yy[-1, -1]).item()
         identity = torch.eye(len(sy), dtype=sy.dtype, device=sy.device)
         inverse = torch.linalg.solve_triangular(sy.triu(), identity, upper=True)                    # R^-1
-        corner = inverse.T @ (sy.diag().diag() + self._gamma * yy) @ inverse
-        cross = -self._gamma * inverse.T
-        # H - gamma I = S corner S' + S cross Y~' + Y~ cross' S', with Y~ = Y + shift S
         middle = torch.zeros_like(gram)
-        middle[s_at[:, None], s_at] = corner + shift * (cross + cross.T)
-        middle[s_at[:, None], y_at] = cross
-        middle[y_at[:, None], s_at] = cross.T
+        middle[s_at[:, None], s_at] = inverse.T @ (sy.diag().diag() + self._gamma * yy) @ inverse
+        middle[s_at[:, None], y_at] = -self._gamma * inverse.T
+        middle[y_at[:, None], s_at] = -self._gamma * inverse
         self._middle = middle
         self._built = self.pairs.version
