@@ -22,7 +22,7 @@ from hemstitch.speech._download import RESOURCES, Resource, download, download_r
 from hemstitch.speech._feature_options import FeatureOptions
 from hemstitch.speech._feature_set import FeatureSet, Statistics
 from hemstitch.speech._features import compute_features
-from hemstitch.speech._gaussian import gaussian_loglikelihoods
+from hemstitch.speech._gaussian import Gaussians
 from hemstitch.speech._importers import (
     IMPORTERS,
     import_an4,
@@ -44,10 +44,12 @@ from hemstitch.speech._positions import position_dependent
 from hemstitch.speech._questions import phone_questions
 from hemstitch.speech._resample import resample
 from hemstitch.speech._score import ErrorCounts, WordErrorRate, word_error_rate
+from hemstitch.speech._spoken import estimate_pronunciations, estimate_silence_probability
 from hemstitch.speech._tied import Root, Split, TiedTopology
 from hemstitch.speech._topology import HmmState, Topology
 from hemstitch.speech._tree import tie_states
 from hemstitch.speech._tree_statistics import TreeStatistics
+from hemstitch.speech._unknown_words import resolve_unknown, with_garbage
 
 __all__ = [
     "IMPORTERS",
@@ -60,6 +62,7 @@ __all__ = [
     "ErrorCounts",
     "FeatureOptions",
     "FeatureSet",
+    "Gaussians",
     "HmmState",
     "Hypothesis",
     "Interval",
@@ -87,8 +90,9 @@ __all__ = [
     "download",
     "download_resource",
     "equal_alignment",
-    "gaussian_loglikelihoods",
     "estimate_ngrams",
+    "estimate_pronunciations",
+    "estimate_silence_probability",
     "import_an4",
     "import_an4_audio",
     "import_corpus",
@@ -109,10 +113,12 @@ __all__ = [
     "read_kaldi_alignment",
     "read_kaldi_phones",
     "resample",
+    "resolve_unknown",
     "scaled_loglikelihoods",
     "subsample_alignment",
     "tie_states",
     "training_graph",
+    "with_garbage",
     "word_error_rate",
     "write_ctm",
     "write_kaldi_alignment",
