@@ -81,6 +81,29 @@ def at(typingctx, array, index):
 
 
 @intrinsic
+def weighted_sum(typingctx, values, index, weight, first, end):
+    """Lanes sum of ``values[index[k]] x weight[k]`` over k = first ... end - 1, the inner loop of the recursions.
+
+    Written out because Numba, left to itself, may count references to the arrays in it, at many times its cost.
+    """
+    kind = Lanes.of(values)
+
+    def build(context, builder, signature, args):
+        datas = [context.make_array(array)(context, builder, x).data for array, x in zip(signature.args[:3], args)]
+        rows = builder.bitcast(datas[0], kind.vector.as_pointer())
+        total = cgutils.alloca_once_value(builder, _constant(kind.vector, 0.0))
+        with cgutils.for_range_slice(builder, *args[3:], step=args[3].type(1)) as (k, _):
+            source = builder.sext(builder.load(builder.gep(datas[1], [k])), k.type)
+            row = builder.load(builder.gep(rows, [source]), align=kind.dtype.bitwidth // 8)
+            scale = _splat(builder, kind.vector, builder.load(builder.gep(datas[2], [k])))
+            product = builder.fmul(row, scale, flags=_FUSE)
+            builder.store(builder.fadd(builder.load(total), product, flags=_FUSE), total)
+        return builder.load(total)
+
+    return kind(values, index, weight, types.intp, types.intp), build
+
+
+@intrinsic
 def store(typingctx, array, index, value):
     """``array[index] = value``; no bounds are checked."""
 

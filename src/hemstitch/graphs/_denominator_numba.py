@@ -26,6 +26,7 @@ from hemstitch.graphs._denominator_lanes import (
     load,
     restore,
     store,
+    weighted_sum,
 )
 from hemstitch.graphs._jit import kernel, run
 from hemstitch.graphs._threads import share_out, workspace
@@ -123,20 +124,13 @@ def _forward_frame(arcs, leak, x, before, after, totals, t):
     for state in range(len(arcs.initial)):
         arriving = everywhere(totals, 0.0)
         for pair in range(at(arcs.dst_first, state), at(arcs.dst_first, state + 1)):
-            arriving = arriving + _pair_sum(arcs, pair, before, jump) * load(x, at(arcs.pair_pdf, pair))
+            first, end = at(arcs.pair_first, pair), at(arcs.pair_first, pair + 1)
+            brought = jump * at(arcs.pair_initial, pair) + weighted_sum(before, arcs.src, arcs.weight, first, end)
+            arriving = arriving + brought * load(x, at(arcs.pair_pdf, pair))
         arriving = arriving * scale
         store(after, state, arriving)
         total = total + arriving
     store(totals, t + 1, total)
-
-
-@kernel
-def _pair_sum(arcs, pair, alpha, jump):
-    """sum of (alpha + jump x initial)(source) x weight over the arcs of a pair."""
-    total = jump * at(arcs.pair_initial, pair)
-    for arc in range(at(arcs.pair_first, pair), at(arcs.pair_first, pair + 1)):
-        total = total + load(alpha, at(arcs.src, arc)) * at(arcs.weight, arc)
-    return total
 
 
 @kernel
@@ -168,12 +162,12 @@ def _backward_frame(arcs, leak, x, alpha, totals, t, beta, passed_on, share):
         pdf = at(arcs.pair_pdf, pair)
         handed = (load(beta, at(arcs.pair_dst, pair)) + landed) * load(x, pdf) * scale
         store(passed_on, pair, handed)
-        store(share, pdf, load(share, pdf) + _pair_sum(arcs, pair, alpha, jump) * handed)
+        first, end = at(arcs.pair_first, pair), at(arcs.pair_first, pair + 1)
+        brought = jump * at(arcs.pair_initial, pair) + weighted_sum(alpha, arcs.src, arcs.weight, first, end)
+        store(share, pdf, load(share, pdf) + brought * handed)
     for state in range(len(beta)):
-        total = everywhere(beta, 0.0)
-        for arc in range(at(arcs.out_first, state), at(arcs.out_first, state + 1)):
-            total = total + load(passed_on, at(arcs.out_pair, arc)) * at(arcs.out_weight, arc)
-        store(beta, state, total)
+        first, end = at(arcs.out_first, state), at(arcs.out_first, state + 1)
+        store(beta, state, weighted_sum(passed_on, arcs.out_pair, arcs.out_weight, first, end))
 
 
 @kernel
