@@ -13,6 +13,16 @@ from hemstitch.speech._alignment_files import (
     write_kaldi_alignment,
     write_textgrid,
 )
+from hemstitch.speech._augment import (
+    AugmentOptions,
+    add_noise,
+    change_speed,
+    change_volume,
+    mask_windows,
+    speed_perturbed,
+    warp_time,
+)
+from hemstitch.speech._augmented_corpus import augmented_corpus
 from hemstitch.speech._broken import BrokenUtterance
 from hemstitch.speech._compile import DecodingGraph, decoding_graph, training_graph
 from hemstitch.speech._convert import convert_alignment, subsample_alignment
@@ -55,6 +65,7 @@ __all__ = [
     "IMPORTERS",
     "RESOURCES",
     "Alignment",
+    "AugmentOptions",
     "BrokenUtterance",
     "Corpus",
     "DecodeOptions",
@@ -81,8 +92,12 @@ __all__ = [
     "TreeStatistics",
     "Utterance",
     "WordErrorRate",
+    "add_noise",
     "align",
     "alignment_from_phones",
+    "augmented_corpus",
+    "change_speed",
+    "change_volume",
     "compute_features",
     "convert_alignment",
     "decode",
@@ -106,6 +121,7 @@ __all__ = [
     "in_frames",
     "in_seconds",
     "log_priors",
+    "mask_windows",
     "perplexity",
     "phone_questions",
     "position_dependent",
@@ -115,9 +131,11 @@ __all__ = [
     "resample",
     "resolve_unknown",
     "scaled_loglikelihoods",
+    "speed_perturbed",
     "subsample_alignment",
     "tie_states",
     "training_graph",
+    "warp_time",
     "with_garbage",
     "word_error_rate",
     "write_ctm",
