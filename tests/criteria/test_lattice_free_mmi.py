@@ -159,3 +159,12 @@ def test_bfloat16_outputs_get_bfloat16_gradients(batch):
 def test_settings_out_of_range_are_refused(batch):
     with pytest.raises(MisuseError, match="output_l2 -1"):
         LatticeFreeMMI(batch.graph, output_l2=-1)
+
+
+def test_backward_can_be_repeated(batch):
+    total = denominator(batch.graph, batch.outputs, batch.lengths).sum()
+    total.backward(retain_graph=True)
+    once = batch.outputs.grad.clone()
+    batch.outputs.grad.mul_(2.0)
+    total.backward()
+    torch.testing.assert_close(batch.outputs.grad, 3 * once)

@@ -34,7 +34,7 @@ class WithDerivative(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """The chain rule."""
         (derivative,) = ctx.saved_tensors
-        if grad.numel() > 1 or grad.is_cuda or grad != 1.0:  # a plain loss.backward() needs no copy of it
+        if grad.is_cuda or not (grad == 1.0).all():  # after a plain sum there is nothing to multiply
             derivative = grad.to(derivative.dtype).reshape(-1, 1, 1) * derivative
         return derivative.to(ctx.dtype), None, None
 

@@ -42,8 +42,8 @@ def alignment_graph(
     """The alignments that differ from a given one by a few frames, without weights.
 
     Output t stands for frame ``t * subsampling + shift``; phone i may emit it if that frame is not earlier than the
-    phone's first frame less the tolerance, and earlier than its end plus the tolerance. The graph is acyclic: its states
-    are (outputs so far, phone), so that it can be cut into chunks by :func:`slice_frames`.
+    phone's first frame less the tolerance, and earlier than its end plus the tolerance. The graph is acyclic: its
+    states are (outputs so far, phone), so that it can be cut into chunks by :func:`slice_frames`.
 
     Args:
         phones: the phones of the alignment, in order.
