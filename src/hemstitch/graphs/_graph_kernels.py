@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import types
-from numba.typed import Dict
 
 from hemstitch.graphs._graph import Graph
-from hemstitch.graphs._jit import kernel, run
+from hemstitch.graphs._jit import kernel, numba, run  # says what to install where there is no Numba
 
 NEVER = np.int64(1 << 60)
 """The number of arcs to a state that cannot be reached."""
@@ -38,7 +36,7 @@ def matching_arcs(first: Graph, second: Graph) -> tuple[np.ndarray, ...]:
 @kernel
 def _match(first_offsets, first_dst, first_pdf, second_offsets, second_dst, second_pdf, first_start, second_start,
            second_states):
-    number = Dict.empty(types.int64, types.int64)
+    number = numba.typed.Dict.empty(numba.types.int64, numba.types.int64)
     number[first_start * second_states + second_start] = 0
     pairs, arcs = [(first_start, second_start)], [(0, 0, 0, 0) for _ in range(0)]
     here = 0
