@@ -19,7 +19,7 @@ from hemstitch.speech import (
     speed_perturbed,
     warp_time,
 )
-from hemstitch.speech._augment import draw_masks
+from hemstitch.speech._augment import _keys, _uniform, draw_masks
 from hemstitch.speech._media import read_audio
 from hemstitch.speech._normalise import with_deltas
 
@@ -180,7 +180,7 @@ MASKED = AugmentOptions(time_masks=2, time_mask_frames=5, frequency_masks=1, fre
 
 
 def test_masks_are_as_wide_and_as_many_as_allowed():
-    hidden_time, hidden_bins = draw_masks(4000, 30, 12, MASKED, rng())
+    hidden_time, hidden_bins = draw_masks(_keys(np.arange(4000), 0, 0), 30, 12, MASKED)
     assert hidden_time.shape == (4000, 30) and hidden_bins.shape == (4000, 12)
     assert set(hidden_bins.sum(1)) == {0, 1, 2, 3, 4}
     starts = np.diff(hidden_bins.astype(int), prepend=0, axis=1) == 1
@@ -189,7 +189,7 @@ def test_masks_are_as_wide_and_as_many_as_allowed():
     np.testing.assert_allclose(np.bincount(hidden_bins.sum(1)) / 4000, 0.2, atol=0.03)
     assert hidden_bins.any(0).all() and hidden_time.any(0).all()
     shares = AugmentOptions(time_masks=1, time_mask_frames=50, time_mask_share=0.1)
-    assert draw_masks(1000, 30, 12, shares, rng())[0].sum(1).max() == 3
+    assert draw_masks(_keys(np.arange(1000), 0, 0), 30, 12, shares)[0].sum(1).max() == 3
 
 
 def test_masked_windows_are_zero_in_all_slopes_and_the_same_batch_is_masked_alike():
@@ -203,6 +203,28 @@ def test_masked_windows_are_zero_in_all_slopes_and_the_same_batch_is_masked_alik
     for other in (mask_windows(windows, frames + 1, MASKED, seed=3), mask_windows(windows, frames, MASKED, seed=4)):
         assert not torch.equal(masked, other)
     assert mask_windows(windows, frames, AugmentOptions(), seed=3) is windows
+
+
+def test_masks_of_an_utterance_depend_on_seed_epoch_and_utterance_alone():
+    def masked(items, epoch):
+        return mask_windows(torch.ones(len(items), 40, 8), torch.tensor(items), MASKED, seed=1, epoch=epoch)
+
+    together = masked([3, 7, 5], epoch=2)
+    for i, item in enumerate((3, 7, 5)):
+        assert torch.equal(together[i], masked([item], epoch=2)[0])
+        assert not torch.equal(together[i], masked([item], epoch=3)[0])
+
+
+def test_drawn_numbers_are_uniform_and_unrelated():
+    keys = np.concatenate([_keys(np.arange(500), seed, epoch) for seed in (0, 1) for epoch in range(4)])
+    assert len(set(keys.tolist())) == 4000
+    drawn = _uniform(keys, 4)
+    counts = np.histogram(drawn, bins=20, range=(0, 1))[0]
+    assert ((counts - 800) ** 2 / 800).sum() < 45.3  # chi squared, 19 degrees of freedom, p = 0.0006
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(4)).max() < 0.07
+    assert abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < 0.07
+    first = [(bits >> 11) * 2.0**-53 for bits in (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4)]
+    assert _uniform(np.zeros(1, np.uint64), 2).tolist() == [first]  # published values of SplitMix64 from seed 0
 
 
 # Options

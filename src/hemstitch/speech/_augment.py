@@ -179,15 +179,19 @@ def speed_perturbed(features: FeatureSet, factors: Sequence[float], ids: Sequenc
 # -- masks -----------------------------------------------------------------------------------------------------------
 
 
-def mask_windows(windows: Tensor, frames: Tensor, options: AugmentOptions, seed: int, deltas: int = 0) -> Tensor:
+def mask_windows(windows: Tensor, items: Tensor, options: AugmentOptions, seed: int, *, epoch: int | None = None,
+                 deltas: int = 0) -> Tensor:
     """Windows (or padded utterances) with stretches of time and bands of filters set to zero, the mean.
+
+    What is hidden is a function of seed, epoch and item alone, whatever else is in the batch. Where no epoch is at
+    hand, the batch takes its place: shuffled frames meet others in each epoch, and the same batch is masked alike.
 
     Args:
         windows: (batch, time, feature), normalised; left as it is.
-        frames: (batch,) integers that tell what is in the batch, such as frame numbers: with the seed they decide what
-            is hidden, so the same batch is masked in the same way.
+        items: (batch,) numbers of the frames or utterances.
         options: how many masks, and how large.
         seed: of the run.
+        epoch: counted from anywhere; ``None``: see above.
         deltas: order of the slopes in the features: a band is hidden in all of them.
 
     Returns:
@@ -195,28 +199,58 @@ def mask_windows(windows: Tensor, frames: Tensor, options: AugmentOptions, seed:
     """
     if not options.masks:
         return windows
-    content = np.ascontiguousarray(frames.cpu().numpy(), dtype=np.int64).tobytes()
-    rng = np.random.default_rng([seed, zlib.crc32(content)])
-    count, time, dim = windows.shape
-    hidden_time, hidden_bins = draw_masks(count, time, dim // (deltas + 1), options, rng)
+    numbers = np.ascontiguousarray(items.cpu().numpy(), dtype=np.int64)
+    epoch = zlib.crc32(numbers.tobytes()) if epoch is None else epoch
+    hidden_time, hidden_bins = draw_masks(
+        _keys(numbers, seed, epoch), windows.shape[1], windows.shape[2] // (deltas + 1), options)
     hidden = torch.from_numpy(hidden_time)[:, :, None] | torch.from_numpy(np.tile(hidden_bins, deltas + 1))[:, None]
     return windows.masked_fill(hidden.to(windows.device), 0.0)
 
 
-def draw_masks(count: int, time: int, num_bins: int, options: AugmentOptions, rng: np.random.Generator
-               ) -> tuple[np.ndarray, np.ndarray]:
-    """What is hidden: (count, time) and (count, num_bins), bool.
+def draw_masks(keys: np.ndarray, time: int, num_bins: int, options: AugmentOptions) -> tuple[np.ndarray, np.ndarray]:
+    """What is hidden: (batch, time) and (batch, num_bins), bool.
 
     A mask has a width drawn uniformly from 0 to the largest allowed, at a place drawn uniformly.
+
+    Args:
+        keys: (batch,) uint64: what is drawn is a function of an item's key.
+        time: frames.
+        num_bins: mel filters.
+        options: how many masks, and how large.
     """
     longest = min(options.time_mask_frames, int(options.time_mask_share * time))
     widest = min(options.frequency_mask_bins, num_bins)
-    return (_spans(count, time, options.time_masks, longest, rng),
-            _spans(count, num_bins, options.frequency_masks, widest, rng))
+    drawn = _uniform(keys, 2 * (options.time_masks + options.frequency_masks))
+    return (_spans(drawn[:, : 2 * options.time_masks], time, longest),
+            _spans(drawn[:, 2 * options.time_masks :], num_bins, widest))
 
 
-def _spans(count: int, length: int, num_masks: int, widest: int, rng: np.random.Generator) -> np.ndarray:
-    width = rng.integers(0, widest + 1, (count, num_masks, 1))
-    first = (rng.random((count, num_masks, 1)) * (length - width + 1)).astype(np.int64)
+def _spans(drawn: np.ndarray, length: int, widest: int) -> np.ndarray:
+    """(batch, length): the union of the masks that two uniform numbers each describe."""
+    width = (drawn[:, 0::2, None] * (widest + 1)).astype(np.int64)
+    first = (drawn[:, 1::2, None] * (length - width + 1)).astype(np.int64)
     place = np.arange(length)
     return ((first <= place) & (place < first + width)).any(axis=1)
+
+
+def _keys(items: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """(batch,) uint64 from (batch,) integers."""
+    with np.errstate(over="ignore"):
+        key = _mixed(np.uint64(seed % 2**64) * _STEP + np.uint64(epoch))
+        return _mixed(items.astype(np.uint64) * _STEP + key)
+
+
+def _uniform(keys: np.ndarray, count: int) -> np.ndarray:
+    """(batch, count) numbers in [0, 1), by SplitMix64 (Steele, Lea and Flood 2014) from each key."""
+    with np.errstate(over="ignore"):
+        bits = _mixed(keys[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _STEP)
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(bits: np.ndarray) -> np.ndarray:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    return bits ^ (bits >> np.uint64(31))
