@@ -54,6 +54,7 @@ from hemstitch.speech._positions import position_dependent
 from hemstitch.speech._questions import phone_questions
 from hemstitch.speech._resample import resample
 from hemstitch.speech._score import ErrorCounts, WordErrorRate, word_error_rate
+from hemstitch.speech._speaker_embedding import SpeakerEmbedding, append_embedding
 from hemstitch.speech._spoken import estimate_pronunciations, estimate_silence_probability
 from hemstitch.speech._tied import Root, Split, TiedTopology
 from hemstitch.speech._topology import HmmState, Topology
@@ -85,6 +86,7 @@ __all__ = [
     "Resource",
     "Root",
     "Segment",
+    "SpeakerEmbedding",
     "Split",
     "Statistics",
     "TiedTopology",
@@ -95,6 +97,7 @@ __all__ = [
     "add_noise",
     "align",
     "alignment_from_phones",
+    "append_embedding",
     "augmented_corpus",
     "change_speed",
     "change_volume",
