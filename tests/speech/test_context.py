@@ -7,7 +7,6 @@ from speech_oracle import graph_readings, lexicon, readings, tied
 from hemstitch.speech import (
     DecodeOptions,
     LanguageModel,
-    Lexicon,
     Topology,
     align,
     decode,
@@ -136,19 +135,3 @@ def test_a_graph_without_a_path_stays_without():
     nothing = PhoneGraph(*np.zeros((4, 0), int), np.zeros(0), np.array([np.inf, 0.0]))
     split = in_context(nothing, TIED["chain", "both", 0])
     assert len(split.unit) == 0 and not np.isfinite(split.phones.final[split.phones.start])
-
-
-def test_recognises_an4_sentences_in_context(shared_data):
-    an4 = Lexicon.read(shared_data / "an4/an4.dic")
-    model = LanguageModel.read(shared_data / "an4/an4.ug.lm")
-    topology = tied(Topology.left_to_right(an4.phones), "both", 0)
-    graph = decoding_graph(an4, topology, model)
-    rng = np.random.default_rng(3)
-    sayable = [word for word in an4.words if word not in graph.unreachable and word != "OH"]  # sounds like O
-    for _ in range(3):
-        words = rng.choice(sayable, 6).tolist()
-        truth = align(rng.normal(size=(300, topology.num_pdfs)), words, an4, topology)
-        scores = np.full((300, topology.num_pdfs), -20.0)
-        scores[np.arange(300), truth.pdfs] = 0.0
-        found = decode(scores, graph, DecodeOptions(acoustic_scale=0.5))
-        assert found.text.split() == words and found.words == truth.words

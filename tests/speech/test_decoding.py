@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from speech_oracle import lexicon, readings
+from speech_oracle import lexicon, readings, tied
 
 from hemstitch.errors import DataError, MisuseError
 from hemstitch.speech import (
@@ -113,10 +113,13 @@ def test_a_sentence_cut_short_is_flagged_and_ends_with_its_last_whole_word():
     assert found.words == (Segment("OUT", 0, 2), Segment("ANA", 2, 5)) and found.text == "OUT ANA"
 
 
-def test_recognises_an4_sentences_from_perfect_scores(shared_data):
+@pytest.mark.parametrize("context", ["none", "left", "both"])
+def test_recognises_an4_sentences_from_perfect_scores(shared_data, context):
     an4 = Lexicon.read(shared_data / "an4/an4.dic")
     model = LanguageModel.read(shared_data / "an4/an4.ug.lm")
     topology = Topology.left_to_right(an4.phones)
+    if context != "none":
+        topology = tied(topology, context, seed=0)
     graph = decoding_graph(an4, topology, model)
     rng = np.random.default_rng(3)
     sayable = [word for word in an4.words if word not in graph.unreachable and word != "OH"]  # sounds like O

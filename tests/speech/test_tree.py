@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from speech_oracle import lexicon, tied
 
-from hemstitch.errors import DataError, MisuseError
+from hemstitch.errors import DataError, MisuseError, NonFiniteError
 from hemstitch.graphs import NoPathError
 from hemstitch.speech import (
     Alignment,
@@ -212,6 +212,10 @@ def test_refuses_what_cannot_be(data, statistics):
         tie_states(statistics, 20, questions=[["x"]])
     with pytest.raises(DataError, match="same frame rate"):
         TreeStatistics.collect([data[0][0][1:]], [data[1][0]], TOPOLOGY)
+    with pytest.raises(DataError, match="only 1 utterances"):
+        TreeStatistics.collect(data[0][:1], data[1][:2], TOPOLOGY)
+    with pytest.raises(NonFiniteError, match="NaN"):
+        TreeStatistics.collect([np.full_like(data[0][0], np.nan)], data[1][:1], TOPOLOGY)
     with pytest.raises(DataError, match="no frames"):
         TreeStatistics.collect([], [], TOPOLOGY)
     good = tie_states(statistics, 9)

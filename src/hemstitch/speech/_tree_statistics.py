@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
-from hemstitch.errors import DataError
+from hemstitch.errors import DataError, NonFiniteError
 from hemstitch.speech._align import Alignment
 from hemstitch.speech._topology import Topology, phone_numbers, with_neighbours
 
@@ -50,12 +51,16 @@ class TreeStatistics:
             topology: what the alignments were made with.
 
         Raises:
-            DataError: an alignment has another length than its features, or there are no frames.
+            DataError: an alignment is missing or has another length than its features, or there are no frames.
+            NonFiniteError: a feature is NaN or infinite.
 
         Cost: one pass over the frames.
         """
         pieces: list[tuple[np.ndarray, np.ndarray]] = []
-        for frames, alignment in zip(features, alignments, strict=True):
+        for number, (frames, alignment) in enumerate(zip_longest(features, alignments)):
+            if frames is None or alignment is None:
+                raise DataError(f"tree statistics: only {number} utterances have features and an alignment, others "
+                                "have one of them; give both in the same order")
             if len(frames) != len(alignment.pdfs):
                 raise DataError(f"tree statistics: an utterance has {len(frames)} frames of features, but "
                                 f"{len(alignment.pdfs)} in its alignment; both must be at the same frame rate")
@@ -65,6 +70,8 @@ class TreeStatistics:
         if not sum(len(codes) for codes, _ in pieces):
             raise DataError("tree statistics: no frames; align some utterances first")
         codes, sums = _pool(pieces)
+        if not np.isfinite(sums).all():
+            raise NonFiniteError("tree statistics: a feature is NaN or infinite; look at the features")
         return cls(topology=topology, keys=np.stack(np.unravel_index(codes, _shape(topology)), axis=1), sums=sums)
 
     @property
