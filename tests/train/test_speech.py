@@ -4,12 +4,12 @@ import shutil
 import pytest
 import torch
 
-from conftest import speech_recipe, write_tiny_corpus
-from hemstitch.errors import DataError, RunError
+from hemstitch.errors import ConfigError, DataError, RunError
 from hemstitch.train import Console, Interrupted, load_recipe, load_trained, resume, train
 from hemstitch.train._build import build_run
 from hemstitch.train._checkpoint import load_checkpoint
 from hemstitch.train._run_folder import RunFolder
+from tiny_speech import speech_recipe, write_tiny_corpus
 
 QUIET = Console(quiet=True)
 OUT_OF_VOCABULARY = {
@@ -68,6 +68,53 @@ def test_after_a_restart_training_goes_as_if_the_alignment_had_been_there(recipe
     run.loop(RunFolder.create(tmp_path / "fresh", {})).run()
     for name, parameter in run.model.state_dict().items():
         torch.testing.assert_close(found["model"][name], parameter, rtol=0, atol=1e-5)
+
+
+SEQUENCES = ["--criterion.kind", "lattice-free-mmi", "--hmm.topology", "chain", "--hmm.realign", "[]",
+             "--train.batch_size", "4", "--criterion.length_step", "20", "--decode.acoustic_scale", "[1.0]",
+             "--decode.beam", "30", "--train.epochs", "12"]  # fmt: skip
+NATURAL = ["--gradient.kind", "natural", "--update.kind", "max-change-sgd", "--update.lr", "0.3"]
+SMALL_LSTM = ["--model.num_cells", "8", "--model.num_recurrent", "8", "--model.num_nonrecurrent", "0",
+              "--model.warm_up", "2"]  # fmt: skip
+TDNN = ["--model.kind", "tdnn", "--model.width", "16", "--model.offsets", "[[-1,0,1],[-1,0,1]]"]
+NETWORKS = {
+    "tdnn": TDNN,
+    "one output for two frames": [*TDNN, "--model.subsampling", "2"],
+    "natural gradient and backstitch": [*NATURAL, "--backstitch.scale", "0.3", "--backstitch.interval", "1"],
+    "blstm": [*NATURAL, "--model.kind", "blstm", "--model.num_layers", "1", "--model.cool_down", "2", *SMALL_LSTM],
+    "tdnn-lstm": [*NATURAL, "--model.kind", "tdnn-lstm", "--model.width", "16", *SMALL_LSTM],
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_lattice_free_training_from_a_flat_start_learns_and_resumes(recipe, tmp_path, monkeypatch, network):
+    from hemstitch.train import _loop
+
+    chosen = load_recipe(recipe, [*SEQUENCES, *network])
+    whole = train(chosen, tmp_path / "whole", QUIET)
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["value"] for row in rows if (row["split"], row["name"]) == ("dev", "loss")]
+    assert losses[-1] < 0.9 * losses[0]
+    if "lstm" not in chosen.kinds["model"]:  # those need longer
+        assert json.loads((whole / "result.json").read_text())["wer"]["test"]["rate"] < 0.1
+    original = _loop.Loop.one_step
+
+    def one_step(loop):
+        original(loop)
+        loop.stop_requested = loop.progress.step == 13
+
+    monkeypatch.setattr(_loop.Loop, "one_step", one_step)
+    with pytest.raises(Interrupted):
+        train(chosen, tmp_path / "stopped", QUIET)
+    monkeypatch.setattr(_loop.Loop, "one_step", original)
+    resume(tmp_path / "stopped", QUIET)
+    a, b = (load_checkpoint(RunFolder.open(f).checkpoints()[-1]) for f in (whole, tmp_path / "stopped"))
+    torch.testing.assert_close(a["model"], b["model"], rtol=0, atol=0)
+
+
+def test_lattice_free_training_asks_for_its_topology(recipe):
+    with pytest.raises(ConfigError, match="needs hmm.topology = 'chain'"):
+        build_run(load_recipe(recipe, ["--criterion.kind", "lattice-free-mmi"]), QUIET)
 
 
 def test_a_trained_run_recognises_again_with_other_settings(recipe, tmp_path):

@@ -1,6 +1,6 @@
 """The frame task: alignments made and renewed with the network itself.
 
-Equal alignment (flat start) -> frame cross-entropy on shuffled frames -> Viterbi realignment after some epochs.
+Equal alignment -> Viterbi with one Gaussian per state (flat start) -> frame cross-entropy on shuffled frames -> Viterbi realignment after some epochs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from hemstitch.criteria import CrossEntropy
 from hemstitch.sampling import BatchSource, ShuffledEpochs
+from hemstitch.speech import Gaussians
+from hemstitch.train._console import Console
+from hemstitch.train._recipe import Recipe
 from hemstitch.train._speech import SpeechTask, part_outputs
 from hemstitch.train._speech_data import Part, realign
 from hemstitch.train._strategies import Batch
@@ -22,6 +25,20 @@ class FrameTask(SpeechTask):
     """Learn to tell hidden Markov states apart, frame by frame."""
 
     criterion = CrossEntropy()
+
+    def __init__(self, recipe: Recipe, device: torch.device, console: Console) -> None:
+        super().__init__(recipe, device, console)
+        self.flat_start(recipe.hmm.flat_start)
+
+    def flat_start(self, rounds: int) -> None:
+        """From the equal alignment to that of one Gaussian per state, estimated on the training part."""
+        train = self.parts["train"]
+        for _ in range(rounds):
+            gaussians = Gaussians.estimate(train.frames, train.targets.numpy(), self.num_outputs)
+            for name in ("train", "dev"):
+                part = self.parts[name]
+                loglikes = torch.from_numpy(gaussians.loglikelihoods(part.frames))
+                realign(part, loglikes, self.lexicon, self.topology)
 
     def source(self, batch_size: int, seed: int) -> BatchSource[Batch]:
         """Frame-shuffled minibatches of the training part."""

@@ -92,6 +92,7 @@ class Hmm:
             lattice-free MMI; states_per_phone and silence_states are then without effect).
         silence_probability: probability of silence between two words and at the ends.
         position_dependent: phones at the beginning, inside, at the end of a word and alone have states of their own.
+        flat_start: rounds of Viterbi realignment with one Gaussian per state before the network sees the alignment.
         realign: epochs after which the training data are aligned anew with the network.
         restart: epoch after which the network is drawn anew and only the alignment kept, since a network that began
             with a flat start never quite recovers; 0: never.
@@ -102,6 +103,7 @@ class Hmm:
     topology: Literal["left-to-right", "chain"] = "left-to-right"
     silence_probability: float = 0.5
     position_dependent: bool = False
+    flat_start: int = 12
     realign: tuple[int, ...] = (1, 2, 3, 5, 8)
     restart: int = 0
 

@@ -63,7 +63,7 @@ class LatticeFreeTask(SpeechTask):
         self.length_step, self.subsampling = options.length_step, 1
 
     def make_numerators(self, part: Part) -> list[Graph | None]:
-        """The numerator of each utterance, composed with the normalisation graph; ``None`` where they share no path."""
+        """The numerator of each utterance, with the weights of the normalisation graph; ``None``: they share no path."""
         normalisation = normalisation_graph(self.denominator)
         unweighted = dataclasses.replace(self.topology, transition_scale=0.0)
         graphs: list[Graph | None] = []
