@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from hemstitch.commands._show import show
 from hemstitch.speech import Corpus
 from hemstitch.train import Console, make_corpus
 from hemstitch.train._config import read_overrides
@@ -12,7 +13,7 @@ from hemstitch.train._config import read_overrides
 
 def import_corpus(name: str, source: Path | None, folder: Path, settings: Sequence[str]) -> int:
     """Make a corpus folder with an importer."""
-    options = [f"{key}={value}" for key, (value, _) in read_overrides(settings).items()]
+    options = [f"{key}={show(value)}" for key, (value, _) in read_overrides(settings).items()]
     make_corpus(name, source, folder, options, Console())
     return check_corpus(folder)
 
