@@ -23,9 +23,7 @@ def test_nothing_is_fetched_that_cannot_be_verified(capsys, tmp_path, arguments,
 def test_a_resource_goes_into_the_folder(capsys, tmp_path, monkeypatch):
     from hemstitch.speech import _download
 
-    source = tmp_path / "source.txt"
-    source.write_text("words")
-    resource = _download.Resource(url=source.as_uri(), checksum="", size=5, licence="free", use="read it")
+    resource = _download.Resource(url="https://made.up/source.txt", checksum="", size=5, licence="free", use="read it")
     monkeypatch.setitem(_download.RESOURCES, "made-up", resource)
     monkeypatch.setattr(_download, "_fetch", lambda url, partial, progress: partial.write_text("words"))
     assert main(["download", "made-up", str(tmp_path / "data"), "--checksum", "unverified"]) == 0

@@ -125,5 +125,8 @@ def test_settings_that_cannot_be_used(data, tmp_path):
         import_kaldi(data, tmp_path / "corpus")
     with pytest.raises(ConfigError, match=r"parts = 'evil': unknown part 'evil': did you mean 'eval'\? in"):
         import_kaldi(data, tmp_path / "corpus", lexicon="letters", parts="evil")
+    (data / "eval" / "text").write_bytes(b"cid-1 \xff\n")
+    with pytest.raises(DataError, match=r"eval/text: not UTF-8 at byte 6: convert it with iconv"):
+        import_kaldi(data, tmp_path / "corpus", lexicon="letters")
     with pytest.raises(DataError, match=r"nowhere: no wav\.scp here"):
         import_kaldi(tmp_path / "nowhere", tmp_path / "corpus", lexicon="letters")

@@ -9,6 +9,7 @@ from hemstitch.errors import DataError
 from hemstitch.speech._corpus import Corpus
 from hemstitch.speech._importers._assemble import Media, Progress, Sound, assemble
 from hemstitch.speech._importers._recording import Recording
+from hemstitch.speech._importers._text import read_text
 from hemstitch.speech._importers._words import Words
 
 SUFFIXES = (".sph", ".wav", ".flac")
@@ -60,8 +61,8 @@ def import_an4_audio(
 
 def _recordings(source: Path, split: str) -> list[Recording]:
     transcripts, files = (source / "etc" / f"an4_{split}.{kind}" for kind in ("transcription", "fileids"))
-    texts = transcripts.read_text(encoding="ascii").splitlines()
-    paths = files.read_text(encoding="ascii").split()
+    texts = read_text(transcripts).splitlines()
+    paths = read_text(files).split()
     if len(texts) != len(paths):
         raise DataError(f"{transcripts} has {len(texts)} lines, {files} has {len(paths)}: they do not belong together")
     recordings = []

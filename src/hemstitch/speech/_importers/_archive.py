@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hemstitch.errors import DataError
+from hemstitch.speech._importers._text import read_text
 
 
 @contextlib.contextmanager
@@ -61,11 +62,7 @@ def read_manifest(path: Path, files: Mapping[str, Path], keys: Sequence[str]) ->
     Raises:
         DataError: a line is damaged or lacks one of the keys, or a file is missing or has another checksum.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}: give the folder with it") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         where = f"{path}:{number}"
         try:
             entry = json.loads(line)

@@ -15,6 +15,7 @@ from hemstitch.speech._corpus import Corpus
 from hemstitch.speech._importers._assemble import Media, Progress, Sound, assemble
 from hemstitch.speech._importers._parts import choose_parts
 from hemstitch.speech._importers._recording import Recording
+from hemstitch.speech._importers._text import read_text
 from hemstitch.speech._importers._words import Words
 
 
@@ -124,12 +125,7 @@ def _read_folder(folder: Path, split: str, roots: list[Path]) -> Iterator[Record
 
 def _table(path: Path, may_be_empty: bool = False) -> Mapping[str, Line]:
     """Key -> rest of the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}: a Kaldi data directory needs wav.scp, text and utt2spk") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}: convert it with iconv") from None
+    lines = read_text(path, "a Kaldi data directory needs wav.scp, text and utt2spk").splitlines()
     table: dict[str, Line] = {}
     for number, text in enumerate(lines, start=1):
         key, *rest = text.split(maxsplit=1)[:2] or [""]

@@ -15,6 +15,7 @@ from hemstitch.speech._corpus import Corpus
 from hemstitch.speech._importers._assemble import Media, Progress, Sound, assemble
 from hemstitch.speech._importers._parts import choose_parts
 from hemstitch.speech._importers._recording import Recording
+from hemstitch.speech._importers._text import read_text
 from hemstitch.speech._importers._words import Words
 
 TRANSCRIPTS = "*/*/*.trans.txt"
@@ -82,7 +83,7 @@ def _parts(source: Path) -> Mapping[str, Path]:
 
 def _read_part(part: Path, split: str) -> Iterator[Recording | BrokenUtterance]:
     for transcripts in sorted(part.glob(TRANSCRIPTS)):
-        for number, line in enumerate(transcripts.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_text(transcripts).splitlines(), start=1):
             if not line.strip():
                 continue
             name, _, text = line.strip().partition(" ")

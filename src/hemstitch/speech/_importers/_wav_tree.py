@@ -21,6 +21,7 @@ from hemstitch.speech._corpus import Corpus, _shuffled
 from hemstitch.speech._importers._assemble import Media, Progress, Sound, assemble
 from hemstitch.speech._importers._parts import split_named
 from hemstitch.speech._importers._recording import Recording
+from hemstitch.speech._importers._text import read_text
 from hemstitch.speech._importers._words import Words
 from hemstitch.speech._manifest import unknown_key
 
@@ -123,7 +124,7 @@ def _entries(source: Path) -> Iterator[Entry]:
         found = True
         beside = next((p for s in BESIDE if (p := audio.with_suffix(s)).is_file()), audio.with_suffix(BESIDE[0]))
         if beside.is_file():
-            yield Entry(audio, _read(beside), str(beside))
+            yield Entry(audio, read_text(beside), str(beside))
         else:
             yield Entry(audio, "", f"{beside} (missing)")
     if not found:
@@ -133,7 +134,7 @@ def _entries(source: Path) -> Iterator[Entry]:
 def _rows(table: Path) -> Iterator[Entry]:
     """The rows of a table with a header."""
     delimiter = "\t" if table.suffix == ".tsv" else ","
-    rows = csv.DictReader(io.StringIO(_read(table), newline=""), delimiter=delimiter, strict=True)
+    rows = csv.DictReader(io.StringIO(read_text(table), newline=""), delimiter=delimiter, strict=True)
     header = rows.fieldnames or []
     for column in header:
         if column not in COLUMNS:
@@ -155,7 +156,7 @@ def _rows(table: Path) -> Iterator[Entry]:
 
 def _lines(table: Path) -> Iterator[Entry]:
     """Lines ``path words ...``."""
-    for number, line in enumerate(_read(table).splitlines(), start=1):
+    for number, line in enumerate(read_text(table).splitlines(), start=1):
         if line.strip():
             name, _, text = line.strip().partition(" ")
             yield Entry(_find(table.parent, name), text, f"{table}:{number}")
@@ -167,13 +168,6 @@ def _find(source: Path, name: str) -> Path:
     if path.is_file() or path.suffix.lower() in AUDIO:
         return path
     return next((p for suffix in AUDIO if (p := path.with_name(path.name + suffix)).is_file()), path)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}: convert it with iconv") from None
 
 
 def _pattern(speaker: str) -> re.Pattern[str] | None:
