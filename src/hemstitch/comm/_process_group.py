@@ -88,6 +88,7 @@ class ProcessGroupReducer:
             raise ConfigError(f"timeout must be > 0 seconds, got {timeout}")
         self._timeout, self._address, self._backend = timeout, address, backend
         self._may_share = shared_memory
+        self._scratch: Tensor | None = None
         self._members = Membership(store, rank, world or 0, timeout)
         self._form()
 
@@ -207,12 +208,18 @@ class ProcessGroupReducer:
             if arena.size:
                 arena.publish(tensors, scale)
                 return lambda: arena.sum_into(tensors)
-        combines = []
+        combines, scratch = [], self._scratch_of(tensors, tensors[0].device if on_device else torch.device("cpu"))
         for dtype in dict.fromkeys(summed_dtype(t.dtype) for t in tensors):
             chosen = [t for t in tensors if summed_dtype(t.dtype) == dtype]
-            flat = _flatten(chosen, scale, dtype, chosen[0].device if on_device else torch.device("cpu"))
+            own, scratch = scratch.tensor_split([sum(map(aligned_bytes, chosen))])
+            flat = _flatten(chosen, scale, own.view(dtype)[:sum(t.numel() for t in chosen)])
             combines.append((chosen, self._sum(flat)))
-        return lambda: [_unflatten(total, chosen) for chosen, total in combines] and None
+
+        def combine() -> None:
+            for chosen, total in combines:
+                _unflatten(total, chosen)
+
+        return combine
 
     def _sum(self, flat: Tensor) -> Tensor:
         if flat.numel() <= SMALL:
@@ -260,6 +267,13 @@ class ProcessGroupReducer:
             self._arena = None
             self._arena = SharedArena(self._gather, self.rank, size)
         return self._arena
+
+    def _scratch_of(self, tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+        """Bytes for one copy of the tensors, kept for the next time."""
+        size = sum(map(aligned_bytes, tensors))
+        if self._scratch is None or self._scratch.device != device or self._scratch.numel() < size:
+            self._scratch = torch.empty(size, dtype=torch.uint8, device=device)
+        return self._scratch[:size]
 
     # -- groups ----------------------------------------------------------------------------------------------------
 
@@ -310,10 +324,12 @@ class ProcessGroupReducer:
         self._groups, self._arena = {}, None
 
 
-def _flatten(tensors: Sequence[Tensor], scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One vector of ``scale`` times the tensors."""
-    flat = torch.cat([t.reshape(-1).to(device, dtype) for t in tensors])
-    return flat.mul_(scale) if scale else flat.zero_()
+def _flatten(tensors: Sequence[Tensor], scale: float, out: Tensor) -> Tensor:
+    """``scale`` times the tensors, one after the other, in ``out``."""
+    if scale == 0.0:
+        return out.zero_()                                  # also where a tensor is not finite
+    torch.cat([t.reshape(-1).to(out) for t in tensors], out=out)
+    return out if scale == 1.0 else out.mul_(scale)
 
 
 def _unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
