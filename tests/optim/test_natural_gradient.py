@@ -128,9 +128,9 @@ def test_recurrent_layer_is_preconditioned_once_over_all_steps(monkeypatch):
     natural = NaturalGradient(lstm)
     assert sorted(natural.layers) == ["gates", "peepholes", "projection"]
     seen = []
-    whole = OnlineNaturalGradient.precondition
-    monkeypatch.setattr(OnlineNaturalGradient, "precondition",
-                        lambda self, x, **options: seen.append(x.shape) or whole(self, x, **options))
+    learn = OnlineNaturalGradient._learn
+    monkeypatch.setattr(OnlineNaturalGradient, "_learn",
+                        lambda self, rows, gain: seen.append(tuple(rows.shape)) or learn(self, rows, gain))
     outputs, _ = lstm(torch.randn(2, 7, 4, dtype=torch.float64))
     outputs.sum().backward()
     assert sorted(seen) == sorted([(14, 8), (14, 20), (14, 5), (14, 3), (14, 15)])  # 2 sequences x 7 steps

@@ -132,6 +132,27 @@ class DenseRows:
         return scores.T @ self.like
 
 
+class AffineRows(DenseRows):
+    """`Rows` [x, 1] of a matrix (N, D) and an appended one, which is never written."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.shape = (x.shape[0], x.shape[1] + 1)
+        self.norm = torch.hypot(self.norm, x.new_tensor(x.shape[0] ** 0.5))
+
+    def double(self) -> AffineRows:
+        """The same in double precision."""
+        return AffineRows(self.like.double())
+
+    def scores(self, factor: Tensor) -> Tensor:
+        """H = [X, 1] W', (N, rank)."""
+        return torch.addmm(factor[:, -1], self.like, factor[:, :-1].T)
+
+    def cross(self, scores: Tensor) -> Tensor:
+        """J = H'[X, 1], (rank, D + 1)."""
+        return torch.cat([scores.T @ self.like, scores.sum(0)[:, None]], 1)
+
+
 class OnlineNaturalGradient:
     """Multiply rows by the inverse of a low-rank Fisher matrix estimated online from earlier rows.
 
@@ -244,6 +265,21 @@ class OnlineNaturalGradient:
         scores, factor = learned
         y = torch.addmm(x, scores, factor, alpha=-1, out=out)
         return y, _ratio(rows.norm, torch.linalg.vector_norm(y))
+
+    @torch.no_grad()
+    def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `precondition` for the rows [x, 1] of an affine map with a bias; (N, D) in float32 or float64.
+
+        Returns:
+            The preconditioned rows (N, D), what became of the appended ones (N,), and the scale.
+        """
+        rows = AffineRows(x)
+        learned = self._learn(rows, 1.0)
+        if learned is None:
+            return x, x.new_ones(len(x)), x.new_ones(())
+        scores, factor = learned
+        y, ones = torch.addmm(x, scores, factor[:, :-1], alpha=-1), 1.0 - scores @ factor[:, -1]
+        return y, ones, _ratio(rows.norm, torch.hypot(torch.linalg.vector_norm(y), torch.linalg.vector_norm(ones)))
 
     @torch.no_grad()
     def projection(self, rows: Rows, *, gain: float = 1.0) -> tuple[Tensor | None, Tensor]:

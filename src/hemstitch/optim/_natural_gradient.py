@@ -66,9 +66,12 @@ class _Simple:
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
 
-    def precondition(self, x: Tensor, *, gain: float = 1.0, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        rows = simple_natural_gradient(x, self.alpha)
-        return (rows if out is None or out is rows else out.copy_(rows)), x.new_ones(())
+    def precondition(self, x: Tensor, *, gain: float = 1.0) -> tuple[Tensor, Tensor]:
+        return simple_natural_gradient(x, self.alpha), x.new_ones(())
+
+    def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, scale = self.precondition(torch.cat([x, x.new_ones(len(x), 1)], 1))
+        return rows[:, :-1], rows[:, -1], scale
 
     def report(self) -> None:
         return None

@@ -32,10 +32,13 @@ from hemstitch.optim._natural_rows import ChannelRows, WindowRows
 
 
 class Preconditioner(Protocol):
-    """Maps (N, D) rows to preconditioned rows and their scale; may write into ``out``."""
+    """What a layer asks of each side; see `hemstitch.curvature.OnlineNaturalGradient`."""
 
-    def precondition(self, x: Tensor, *, gain: float = 1.0, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `hemstitch.curvature.OnlineNaturalGradient.precondition`."""
+    def precondition(self, x: Tensor, *, gain: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Preconditioned rows, and their scale."""
+
+    def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for [x, 1]: rows, what became of the ones, scale."""
 
 
 class Context(Protocol):
@@ -122,8 +125,8 @@ class _WithNaturalGradient(torch.autograd.Function):
             raise MisuseError(ONCE)
         x, weight = ctx.saved_tensors
         with without_autocast(x):
+            natural = ctx.rule.gradients(x, dy, ctx.mask)  # first, while dy is in the cache
             dx = ctx.rule.input_derivative(x, weight, dy) if ctx.needs_input_grad[1] else None
-            natural = ctx.rule.gradients(x, dy, ctx.mask)
         return None, dx, *(g.to(weight.dtype) for g in natural)
 
 
@@ -156,10 +159,13 @@ class NaturalLinear(NaturalLayer):
         if mask is not None:
             x, dy = x[mask], dy[mask]
         x, dy = (wide(t.reshape(-1, t.shape[-1])) for t in (x, dy))
-        rows = torch.cat([x, x.new_ones(len(x), 1)], 1) if self.layer.bias is not None else x.clone()
-        rows, scale_in = self.sides["in"].precondition(rows, out=rows)
-        derivatives, scale_out = self.sides["out"].precondition(dy, gain=self.context.gain())
-        return _scaled_product(scale_in * scale_out, derivatives, rows, x.shape[1])
+        dy, scale_out = self.sides["out"].precondition(dy, gain=self.context.gain())
+        if self.layer.bias is None:
+            x, scale_in = self.sides["in"].precondition(x)
+            return (_scaled_product(scale_in * scale_out, dy, x),)
+        x, ones, scale_in = self.sides["in"].precondition_affine(x)
+        scale = scale_in * scale_out
+        return _scaled_product(scale, dy, x), (dy.T @ ones).mul_(scale)
 
 
 class NaturalConv(NaturalLayer):
@@ -238,10 +244,8 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype.itemsize >= 4 else x.float()
 
 
-def _scaled_product(scale: Tensor, left: Tensor, right: Tensor, dim: int) -> tuple[Tensor, ...]:
-    """scale left' right, split into its first ``dim`` columns and the last, if there is one more."""
+def _scaled_product(scale: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """scale left' right."""
     if scale.device.type == "cpu":  # no pass over memory of its own; on a GPU reading the number would wait for it
-        product = torch.addmm(left.new_empty(()), left.T, right[:, :dim], beta=0, alpha=float(scale))
-    else:
-        product = left.T @ right[:, :dim] * scale
-    return (product, left.T @ right[:, dim] * scale) if right.shape[1] > dim else (product,)
+        return torch.addmm(left.new_empty(()), left.T, right, beta=0, alpha=float(scale))
+    return (left.T @ right).mul_(scale)
