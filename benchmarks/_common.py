@@ -27,7 +27,8 @@ def environment():
     processor = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        lines = cpuinfo.read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         processor = names[0] if names else processor
     return {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads(),
             "processor": processor, "cores": len(names) if cpuinfo.exists() else None}

@@ -1,6 +1,6 @@
 """Training throughput against a bare PyTorch loop: 4 x 1024 ReLU network, batch 256, the same data, interleaved.
 
-The bare loop indexes tensors in memory (windows already spliced), runs forward, cross-entropy, backward and torch's SGD.
+The bare loop indexes tensors in memory (already spliced), runs forward, cross-entropy, backward and torch's SGD.
 Ours is ``Loop`` as ``hemstitch train`` runs it, splicing on the fly, with logging and the check for non-finite values.
 Target: ours reaches at least 0.95 of the bare loop's samples per second.
 """
@@ -65,8 +65,8 @@ def our_loop(windows, targets, folder):
         lambda indices: Batch(windows.select(indices), targets[indices].unsqueeze(1), len(indices)),
     )
     loop = Loop(
-        task=NoTask(), model=model, optimizer=optimizer, strategy=SinglePass(Gradient(model, CrossEntropy()), optimizer),
-        schedule=Schedule(ConstantRate(), 1), source=source, folder=RunFolder.create(Path(folder), {}),
+        task=NoTask(), model=model, optimizer=optimizer,
+        strategy=SinglePass(Gradient(model, CrossEntropy()), optimizer), schedule=Schedule(ConstantRate(), 1), source=source, folder=RunFolder.create(Path(folder), {}),
         options=Training(epochs=1), console=Console(quiet=True),
     )
 

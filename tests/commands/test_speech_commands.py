@@ -191,7 +191,7 @@ def test_one_bad_recording_does_not_stop_the_others(capsys, trained, corpus, tmp
 
 
 def test_settings_and_runs_that_do_not_fit(capsys, trained, corpus, tmp_path, tiny_corpus, tiny_recipe):
-    from conftest import speech_recipe
+    from tiny_speech import speech_recipe
 
     wav = corpus / "8.wav"
     assert run(capsys, "transcribe", trained, wav, "--decode.acoustic_scale", "0.5", "--decode.beam", "20")[0] == 0

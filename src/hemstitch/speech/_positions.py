@@ -18,10 +18,7 @@ def position_dependent(lexicon: Lexicon) -> Lexicon:
 
     def marked(pronunciation: Pronunciation) -> Pronunciation:
         phones = pronunciation.phones
-        if len(phones) == 1:
-            places = [SINGLE]
-        else:
-            places = [BEGIN, *[INSIDE] * (len(phones) - 2), END]
+        places = [SINGLE] if len(phones) == 1 else [BEGIN, *[INSIDE] * (len(phones) - 2), END]
         names = (p if p == lexicon.silence else p + place for p, place in zip(phones, places))
         return Pronunciation(tuple(names), pronunciation.probability)
 

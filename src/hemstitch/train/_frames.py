@@ -1,6 +1,7 @@
 """The frame task: alignments made and renewed with the network itself.
 
-Equal alignment -> Viterbi with one Gaussian per state (flat start) -> frame cross-entropy on shuffled frames -> Viterbi realignment after some epochs.
+Equal alignment -> Viterbi with one Gaussian per state (flat start) -> frame cross-entropy on shuffled frames ->
+Viterbi realignment with the network after some epochs.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class LatticeFreeTask(SpeechTask):
         self.length_step, self.subsampling = options.length_step, 1
 
     def make_numerators(self, part: Part) -> list[Graph | None]:
-        """The numerator of each utterance, with the weights of the normalisation graph; ``None``: they share no path."""
+        """The numerator of each utterance, with the normalisation graph's weights; ``None``: they share no path."""
         normalisation = normalisation_graph(self.denominator)
         unweighted = dataclasses.replace(self.topology, transition_scale=0.0)
         graphs: list[Graph | None] = []
@@ -140,7 +140,7 @@ class LatticeFreeTask(SpeechTask):
 
 
 def phone_sequences(task: SpeechTask, part: Part) -> list[list[int]]:
-    """Phones (from 0) of the transcripts; pronunciations and silences between words are drawn at random (fixed seed)."""
+    """Phones (from 0) of the transcripts; pronunciations and silences are drawn at random (fixed seed)."""
     random = np.random.default_rng(0)
     silence_probability = task.recipe.hmm.silence_probability
     number = {phone: i for i, phone in enumerate(task.topology.phones)}
