@@ -10,8 +10,8 @@ residual r = b - B x and z = M r for a preconditioner M ~ B^-1:
 Standard conjugate gradients assume one fixed M: with a preconditioner that changes within the run the directions lose
 their conjugacy and progress stalls. The flexible form keeps each direction conjugate to the one before, whatever M did
 between them (Notay 2000; paper 3, section 3.1.2); with a fixed M both give the same iterates. The difference of the
-residuals is -alpha B p, so it costs one inner product and no memory. The value of q is known for nothing: an exact line search
-lowers it by alpha r'z / 2.
+residuals is -alpha B p, so it costs one inner product and no memory. The value of q is known for nothing: an exact
+line search lowers it by alpha r'z / 2.
 """
 
 from __future__ import annotations
