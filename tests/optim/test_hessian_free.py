@@ -304,6 +304,31 @@ def test_the_report_counts_passes_and_their_cost():
     assert report.step == 1 and all(seconds > 0 for seconds in report.seconds.values())
 
 
+class Attentive(nn.Module):
+    """Attention and a recurrent layer as a user writes them, with a tied and an unused parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.lstm = nn.Linear(8, 24), nn.LSTM(8, 8, batch_first=True)
+        self.last, self.unused = nn.Linear(8, 8), nn.Linear(2, 2)
+        self.first = nn.Linear(8, 8)
+        self.first.weight = self.last.weight
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.first(x)).unsqueeze(1).chunk(3, dim=-1)
+        return self.last(self.lstm(nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1))[0])
+
+
+@pytest.mark.parametrize("keep_graphs", [True, False])
+def test_attention_recurrence_tied_and_unused_parameters(keep_graphs):
+    torch.manual_seed(0)
+    model, x = Attentive(), torch.randn(4, 16, 8)
+    closure = batch_closure(model, nn.MSELoss(), x, x.roll(1, 1))
+    optimizer = HessianFree(model.parameters(), damping=0.1, keep_graphs=keep_graphs, max_cg=20)
+    reports = run(optimizer, closure, 3)
+    assert all(report.accepted for report in reports) and reports[-1].loss_after < reports[0].loss_before
+
+
 # -- groups ------------------------------------------------------------------------------------------------------------
 
 

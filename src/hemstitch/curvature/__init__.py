@@ -4,6 +4,7 @@ from hemstitch.curvature._conjugate_gradient import CGResult, Preconditioner, Pr
 from hemstitch.curvature._damping import LevenbergMarquardt
 from hemstitch.curvature._diagonal import DiagonalPreconditioner, fisher_diagonal, jacobi_diagonal
 from hemstitch.curvature._fisher import fisher
+from hemstitch.curvature._forward import twice_differentiable
 from hemstitch.curvature._gauss_newton import gauss_newton, gauss_newton_of_outputs
 from hemstitch.curvature._hessian import hessian
 from hemstitch.curvature._lbfgs import LBFGSPreconditioner, PairStore
@@ -43,4 +44,5 @@ __all__ = [
     "loss_hessian",
     "occupancy_product",
     "simple_natural_gradient",
+    "twice_differentiable",
 ]

@@ -13,8 +13,8 @@ class LevenbergMarquardt:
     """How the damping lambda follows rho, the share of the predicted fall of the loss that came true.
 
     rho = (L(theta + d) - L(theta)) / q(d). Below ``low`` the model was too bold: lambda grows; above ``high`` it was
-    timid: lambda shrinks; a rejected step counts as rho = -infinity. (Algorithm 1 of paper 3 prints 2/3 for both
-    directions in places; lambda must grow where the model failed.)
+    timid: lambda shrinks; a rejected step counts as rho = -infinity. (In algorithm 1 of paper 3 the sign of rho is
+    reversed, so that lambda would shrink with every success.)
 
     Attributes:
         increase, decrease: factors, > 1 and < 1.

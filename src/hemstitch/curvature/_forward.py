@@ -23,8 +23,11 @@ _UNSUPPORTED = ("not implemented", "not supported", "does not support", "forward
 
 @contextmanager
 def twice_differentiable(*, recurrent: bool = True) -> Iterator[None]:
-    """Run attention under the math kernel and (``recurrent``) without cuDNN: the fast kernels have no second
-    derivative.
+    """Forward passes within can be differentiated twice: attention runs under the math kernel.
+
+    Args:
+        recurrent: run without cuDNN, whose recurrent layers have no second derivative either; needless (and slow for
+            convolutions) where there are none.
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -9,9 +9,9 @@ matrix on a smaller sample, D = lambda F + W the damping (F the groups' factors,
     rho = (L(theta + d_N) - L(theta)) / q(d_N):   lambda <- 3/2 lambda below 1/4,  2/3 lambda above 3/4
     theta <- theta + alpha d  with Armijo's alpha,   d_0 <- 0.95 d_N
 
-This is algorithm 1 of paper 3 with its slips mended: lambda grows where the model fails and shrinks where it holds (the
-printed factors are the other way round in one place), the walk over the iterates returns the best of them, rho is
-taken at d_N on both sides, and d_0 is the whole d_N.
+This is algorithm 1 of paper 3 with its slips mended: its rho is negative for every success, so that lambda would
+shrink whatever the model promised; its walk over the iterates may return a worse one than it has seen; its rho compares
+the loss at d_i with the model at d_N.
 
 | here | paper 3 |
 |---|---|
@@ -74,14 +74,16 @@ class HessianFree(UpdateRule):
         preconditioner: of conjugate gradients. ``None``; ``lbfgs``: the pairs of the run before, as in paper 3;
             ``lbfgs_within``: rebuilt while the run goes on; ``jacobi``, ``fisher``: diagonals, the baselines.
         num_pairs: m of L-BFGS; costs 4 m vectors of memory.
-        keep_pairs: ``even`` (paper 3), ``first`` or ``last``, see :class:`hemstitch.curvature.PairStore`.
+        keep_pairs: ``even`` is paper 3's, ``first`` saves more iterations (benchmarks/bench_hessian_free.py); see
+            :class:`hemstitch.curvature.PairStore`.
         samples: growing samples by role, advanced once per step; read them in the closure by :meth:`sample`.
         reducer: speaks to other workers.
         num_shards: logical shards, a power of two, at least the largest number of workers; the result does not depend
             on the number of workers, to the bit. The closure reads its part by :meth:`sample` or :meth:`share`.
         keep_graphs: keep the graphs of the whole curvature sample during conjugate gradients; ``False`` recomputes
             them for each product, in about twice the time.
-        model: whose running statistics to keep; by default those of all layers that run. Needed under torch.compile.
+        model: whose running statistics to keep; by default those of all layers that run. Needed under torch.compile;
+            useful on CUDA, where curvature passes do without cuDNN unless a model without recurrent layers is given.
         seed: of dropout within the steps and of the Jacobi probes.
 
     Raises:
@@ -114,7 +116,7 @@ class HessianFree(UpdateRule):
         carry: float = 0.95,
         preconditioner: PreconditionerName | None = None,
         num_pairs: int = 16,
-        keep_pairs: Literal["even", "first", "last"] = "even",
+        keep_pairs: Literal["even", "first", "last"] = "first",
         samples: Mapping[str, GrowingSample] | None = None,
         reducer: Reducer | None = None,
         num_shards: int = 1,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hemstitch.comm import Reducer, shards_of, sum_shards
-from hemstitch.curvature import FlatParameters, LinearOperator, gauss_newton_of_outputs
+from hemstitch.curvature import FlatParameters, LinearOperator, gauss_newton_of_outputs, twice_differentiable
 from hemstitch.errors import MisuseError
 from hemstitch.optim._passes import kept_statistics
 from hemstitch.sampling import generator, gradient_noise
@@ -152,13 +152,13 @@ class RolePasses:
         """The micro-batches of one shard that have weight, from the random state that belongs to it."""
         seed_all(generator(*self.key, shard).initial_seed(), self.layout.device)
         with self._in_shard(shard):
-            with torch.enable_grad():
+            with torch.enable_grad(), self._kernels(role):
                 batches = self.closure(role)
             if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
                 raise MisuseError(f"{HOW_TO}; closure({role!r}) returned {type(batches).__name__}")
             iterator = iter(batches)
             while True:
-                with torch.set_grad_enabled(record):        # a generator runs in here
+                with torch.set_grad_enabled(record), self._kernels(role):       # a generator runs in here
                     batch = next(iterator, None)
                 if batch is None:
                     return
@@ -166,6 +166,13 @@ class RolePasses:
                     raise MisuseError(f"{HOW_TO}; closure({role!r}) gave {batch!r}")
                 if batch[2] > 0:
                     yield batch
+
+    def _kernels(self, role: str) -> AbstractContextManager[None]:
+        """Kernels with a second derivative, where one is needed."""
+        if role != "curvature":
+            return nullcontext()
+        return twice_differentiable(
+            recurrent=self.model is None or any(isinstance(module, nn.RNNBase) for module in self.model.modules()))
 
     def _zeros(self) -> Vector:
         return torch.zeros(self.layout.numel, dtype=self.layout.dtype, device=self.layout.device)
