@@ -200,9 +200,14 @@ def test_adam_counts_one_step_per_batch():
     assert {int(state["step"]) for state in optimizer.state.values()} == {4}
 
 
-def test_pair_over_an_optimizer_with_state():
+class Unknown(torch.optim.AdamW):
+    """An optimizer that torch does not know, so that nothing is taken for granted about its step."""
+
+
+@pytest.mark.parametrize("inner", [torch.optim.AdamW, Unknown])
+def test_pair_over_an_optimizer_with_state(inner):
     """By hand: displacements of copies of the inner optimizer, the first of them thrown away."""
-    make = lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1)
+    make = lambda m: inner(m.parameters(), lr=0.01, weight_decay=0.1)
     problem, optimizer = build(inner=make, interval=4, phase=3, scale=0.5)
     by_closure(problem, optimizer, 3)
 
@@ -214,11 +219,11 @@ def test_pair_over_an_optimizer_with_state():
         inner.step()
         return flat(problem) - before
 
-    start, middle = flat(problem), copy.deepcopy(problem)
+    start = flat(problem)
     point = start - 0.5 * displacement(problem, optimizer.optimizer, 0.0)
-    middle, inner = copy.deepcopy((problem, optimizer.optimizer))
+    middle, copied = copy.deepcopy((problem, optimizer.optimizer))
     nn.utils.vector_to_parameters(point, middle.model.parameters())
-    expected = point + 1.5 * displacement(middle, inner, 0.1 / 1.5)
+    expected = point + 1.5 * displacement(middle, copied, 0.1 / 1.5)
     by_closure_from(problem, optimizer, 3)
     torch.testing.assert_close(flat(problem), expected)
 
@@ -227,12 +232,35 @@ def by_closure_from(problem, optimizer, index):
     optimizer.step(problem.closure(optimizer, index))
 
 
+PROPORTIONAL = ["SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "RMSprop", "Adadelta"]
+
+
+@pytest.mark.parametrize("name", PROPORTIONAL)
+def test_step_of_torch_optimizers_is_proportional_to_the_learning_rate(name):
+    """What `_moves` relies on: -0.7 times the learning rate is -0.7 times the step, with decay, in the fifth step."""
+    make = lambda problem: getattr(torch.optim, name)(problem.model.parameters(), lr=0.01, weight_decay=0.1)
+    problem = tiny_mlp(dtype=torch.float64)
+    optimizer = make(problem)
+    for index in range(4):
+        optimizer.step(problem.closure(optimizer, index))
+    moves = []
+    for factor in (1.0, -0.7):
+        twin, copied = copy.deepcopy((problem, optimizer))
+        copied.param_groups[0]["lr"] *= factor
+        copied.step(twin.closure(copied, 4))
+        moves.append((flat(twin) - flat(problem)) / factor)
+        state = [t.clone() for own in copied.state.values() for t in own.values() if isinstance(t, torch.Tensor)]
+        moves.append(torch.cat([t.reshape(-1).double() for t in state]) if state else torch.zeros(1))
+    torch.testing.assert_close(moves[2:], moves[:2])
+
+
 DECAYING = {
     "ours": lambda p: SGD(p, lr=0.1, l2=0.05, global_max_change=0),
     "ours, momentum": lambda p: SGD(p, lr=0.1, l2=0.05, momentum=0.9, global_max_change=0),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1),
     "SGD, momentum": lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.1, momentum=0.9),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
+    "unknown": lambda p: Unknown(p, lr=0.1, weight_decay=0.1),
 }
 
 

@@ -42,7 +42,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hemstitch.errors import MisuseError
-from hemstitch.optim._moves import Mover, TorchMover
+from hemstitch.optim._moves import Mover, Scratch, TorchMover
 from hemstitch.optim._passes import Freezable, Passes
 from hemstitch.optim._update_rule import UpdateRule, check, gradients, keep_types
 
@@ -137,6 +137,7 @@ class Backstitch(UpdateRule):
         self._num_pairs = self._num_ordinary = self._num_refused = self._num_undone = 0
         self._losses: tuple[Any, ...] = ()
         self._passes: Passes | None = None
+        self._scratch = Scratch()
         self._announced = False
         self._token: object = None
 
@@ -249,7 +250,8 @@ class Backstitch(UpdateRule):
     def _new_passes(self, pair: bool = True) -> Passes:
         scale = self.scale_at(self.num_batches)
         pair = pair and self.num_passes(self.num_batches) == 2
-        return Passes(self, self._mover, scale if pair else None, self.reverse, self.natural_gradient, self.model)
+        return Passes(self, self._mover, scale if pair else None, self.reverse, self.natural_gradient, self.model,
+                      self._scratch)
 
     def _apply(self) -> None:
         """Step by the gradients at hand."""

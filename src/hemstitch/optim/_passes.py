@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 
-from hemstitch.optim._moves import Mover
+from hemstitch.optim._moves import Mover, Scratch
 from hemstitch.optim._update_rule import gradients
 
 
@@ -105,6 +105,7 @@ class Passes:
         reverse: the positive move of the pair first.
         natural_gradient: frozen in the first pass.
         model: see `kept_statistics`.
+        scratch: memory for the copy of the parameters.
 
     Attributes:
         names: ``ordinary``, or ``first`` and ``second``.
@@ -115,8 +116,9 @@ class Passes:
 
     def __init__(
         self, optimizer: Optimizer, mover: Mover, scale: float | None, reverse: bool,
-        natural_gradient: Freezable | None, model: nn.Module | None,
+        natural_gradient: Freezable | None, model: nn.Module | None, scratch: Scratch,
     ) -> None:
+        self.scratch = scratch
         self.optimizer, self.mover, self.natural_gradient, self.model = optimizer, mover, natural_gradient, model
         self.names, self.moves = ("ordinary",), [(1.0, 1.0)]
         if scale is not None:
@@ -164,7 +166,7 @@ class Passes:
         self._contexts.close()
         if self.name == "first":
             parameters, _ = gradients(self.optimizer)
-            self._origin = (parameters, [p.detach().clone() for p in parameters])
+            self._origin = (parameters, self.scratch.copy(dict(zip(parameters, parameters, strict=True))))
         scale, decay = self.moves[self.num_entered - 1]
         if is_finite and self.mover.move(scale, decay=decay, commit=self.name != "first"):
             self.num_moved += 1
