@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,15 @@ def summary(loop: Loop) -> dict[str, Any]:
     }
 
 
+def peak_memory() -> float:
+    """Most memory that this process has held so far, in bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def dry_run(recipe: Recipe, console: Console) -> dict[str, Any]:
     """Shapes, parameters, passes and memory of a recipe, measured on one step that is thrown away."""
     run = build_run(recipe, console)
@@ -155,6 +165,7 @@ def dry_run(recipe: Recipe, console: Console) -> dict[str, Any]:
         "backward passes per step": report.backward / report.samples,
         "parameters and gradient, MB": round(8 * parameters / 1e6, 1),
         "optimizer state, MB": round(state / 1e6, 1),
+        "peak memory of this process, data included, MB": round(peak_memory() / 1e6),
         "first step, seconds": round(seconds, 4),
         "all steps at that speed, minutes": round(seconds * batches * recipe.train.epochs / 60, 1),
     }
