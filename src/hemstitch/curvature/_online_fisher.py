@@ -58,6 +58,8 @@ from torch import Tensor
 from hemstitch.curvature._subspace_update import Estimate, Moments, default_estimate, updated
 from hemstitch.errors import ConfigError, MisuseError
 
+Scalar = float | Tensor
+"""A float on the CPU; elsewhere a 0-d tensor, which nobody has to wait for."""
 STATE_VERSION = 1
 _NUM_ALWAYS = 10
 """Updates made at the start whatever the update period."""
@@ -89,12 +91,12 @@ class Rows(Protocol):
     Attributes:
         shape: (N, D).
         like: a tensor of their type and device.
-        norm: |X|, 0-d.
+        norm: |X|.
     """
 
     shape: tuple[int, int]
     like: Tensor
-    norm: Tensor
+    norm: Scalar
 
     def double(self) -> Rows:
         """The same in double precision."""
@@ -113,7 +115,7 @@ class DenseRows:
     """`Rows` as a matrix (N, D)."""
 
     def __init__(self, x: Tensor) -> None:
-        self.like, self.shape, self.norm = x, x.shape, torch.linalg.vector_norm(x)
+        self.like, self.shape, self.norm = x, x.shape, _norm(x)
 
     def double(self) -> DenseRows:
         """The same in double precision."""
@@ -138,7 +140,7 @@ class AffineRows(DenseRows):
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
         self.shape = (x.shape[0], x.shape[1] + 1)
-        self.norm = torch.hypot(self.norm, x.new_tensor(x.shape[0] ** 0.5))
+        self.norm = _root(self.norm * self.norm + x.shape[0])
 
     def double(self) -> AffineRows:
         """The same in double precision."""
@@ -258,17 +260,23 @@ class OnlineNaturalGradient:
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self.precondition(x, gain=gain, out=out)
+        y, scale = self.precondition_rows(x, gain=gain, out=out)
+        return y, torch.as_tensor(scale, dtype=x.dtype, device=x.device)
+
+    @torch.no_grad()
+    def precondition_rows(self, x: Tensor, *, gain: float = 1.0, out: Tensor | None = None) -> tuple[Tensor, Scalar]:
+        """As `precondition`, without its checks, for use inside layers; the scale is a float on the CPU."""
         rows = DenseRows(x)
         learned = self._learn(rows, gain)
         if learned is None:
-            return (x if out is None or out is x else out.copy_(x)), x.new_ones(())
+            return (x if out is None or out is x else out.copy_(x)), 1.0
         scores, factor = learned
         y = torch.addmm(x, scores, factor, alpha=-1, out=out)
-        return y, _ratio(rows.norm, torch.linalg.vector_norm(y))
+        return y, _ratio(rows.norm, _norm(y))
 
     @torch.no_grad()
-    def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `precondition` for the rows [x, 1] of an affine map with a bias; (N, D) in float32 or float64.
+    def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, Scalar]:
+        """As `precondition_rows` for the rows [x, 1] of an affine map with a bias.
 
         Returns:
             The preconditioned rows (N, D), what became of the appended ones (N,), and the scale.
@@ -276,29 +284,30 @@ class OnlineNaturalGradient:
         rows = AffineRows(x)
         learned = self._learn(rows, 1.0)
         if learned is None:
-            return x, x.new_ones(len(x)), x.new_ones(())
+            return x, x.new_ones(len(x)), 1.0
         scores, factor = learned
         y, ones = torch.addmm(x, scores, factor[:, :-1], alpha=-1), 1.0 - scores @ factor[:, -1]
-        return y, ones, _ratio(rows.norm, torch.hypot(torch.linalg.vector_norm(y), torch.linalg.vector_norm(ones)))
+        norms = _norm(y), _norm(ones)
+        return y, ones, _ratio(rows.norm, _root(norms[0] * norms[0] + norms[1] * norms[1]))
 
     @torch.no_grad()
-    def projection(self, rows: Rows, *, gain: float = 1.0) -> tuple[Tensor | None, Tensor]:
-        """As `precondition`, for rows that are not a matrix: what to multiply their sums by.
+    def projection(self, rows: Rows, *, gain: float = 1.0) -> tuple[Tensor | None, Scalar]:
+        """As `precondition_rows`, for rows that are not a matrix: what to multiply their sums by.
 
         A sum over rows G = sum_n y_n x_n' becomes scale (G - (G W')W). The norm of the preconditioned rows comes from
         |X - HW|^2 = |X|^2 - 2 tr L + tr(L W W'), which cancels where nearly all of X lies in the known directions; an
         error of the scale by a percent is then possible in single precision.
 
         Returns:
-            W, or ``None`` for rows to be left as they are, and the scale (0-d tensor).
+            W, or ``None`` for rows to be left as they are, and the scale.
         """
         learned = self._learn(rows, gain)
         if learned is None:
-            return None, torch.ones_like(rows.norm)
+            return None, 1.0
         scores, factor = learned
-        scatter, square = rows.scatter(scores).double(), rows.norm.double() ** 2
-        left = square - 2 * scatter.trace() + (scatter * (factor @ factor.T)).sum()
-        return factor, _ratio(rows.norm, left.clamp(min=0).sqrt().to(rows.norm))
+        scatter = rows.scatter(scores).double()
+        explained = _number(2 * scatter.trace() - (scatter * (factor @ factor.T)).sum())
+        return factor, _ratio(rows.norm, _root(rows.norm * rows.norm - explained))
 
     def _learn(self, rows: Rows, gain: float) -> tuple[Tensor, Tensor] | None:
         """The rows' scores under the estimate so far, and its factor; then the update, if due."""
@@ -356,7 +365,7 @@ class OnlineNaturalGradient:
 
     def _update(self, rows: Rows, scores: Tensor, gain: float) -> None:
         """Learn from the rows, unless something is not finite."""
-        moments = Moments(rows.cross(scores), rows.scatter(scores), float(rows.norm) ** 2, rows.shape[0], gain)
+        moments = Moments(rows.cross(scores), rows.scatter(scores), float(rows.norm * rows.norm), rows.shape[0], gain)
         estimate, is_exact = updated(self._estimate, moments, self.forgetting(moments.num_rows),
                                      self.alpha, self.epsilon, self.delta)
         self._num_recovered += is_exact
@@ -404,9 +413,25 @@ class OnlineNaturalGradient:
                 f"schedule={self.schedule!r}{', frozen' if self.frozen else ''})")
 
 
-def _ratio(norm: Tensor, new_norm: Tensor) -> Tensor:
-    """norm / new_norm; 1 where both are zero, or the new one underflowed."""
-    return (norm / new_norm).nan_to_num_(1.0, 1.0)
+def _norm(x: Tensor) -> Scalar:
+    return _number(torch.linalg.vector_norm(x))
+
+
+def _number(x: Tensor) -> Scalar:
+    """A number on the CPU; elsewhere left where it is, so that nothing waits for it."""
+    return x.item() if x.device.type == "cpu" else x
+
+
+def _root(square: Scalar) -> Scalar:
+    """Square root of a sum of squares, which rounding may have made negative."""
+    return square.clamp(min=0).sqrt() if isinstance(square, Tensor) else math.sqrt(max(square, 0.0))
+
+
+def _ratio(norm: Scalar, new_norm: Scalar) -> Scalar:
+    """norm / new_norm; 1 where both are zero, the new one underflowed, or a number is not finite."""
+    if isinstance(norm, Tensor) or isinstance(new_norm, Tensor):
+        return (norm / new_norm).nan_to_num(1.0, 1.0)
+    return norm / new_norm if new_norm > 0 and norm < math.inf else 1.0
 
 
 def _check(condition: bool, message: str) -> None:

@@ -81,6 +81,7 @@ class HessianFreeStep:
             A = self.passes.curvature(self.optimizer.keep_graphs)
             self.result = self._solve(A, slope, gradient)
             predicted = self._predicted(A, slope)
+            del A                                           # the graphs are not needed any more, their memory is
         known = dict(gradient_norm=norm, noise=gradient.noise)
         if not self.result.iterations:
             return self._report("no direction", before, fail=True, **known)

@@ -66,11 +66,11 @@ class _Simple:
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
 
-    def precondition(self, x: Tensor, *, gain: float = 1.0) -> tuple[Tensor, Tensor]:
-        return simple_natural_gradient(x, self.alpha), x.new_ones(())
+    def precondition_rows(self, x: Tensor, *, gain: float = 1.0) -> tuple[Tensor, float]:
+        return simple_natural_gradient(x, self.alpha), 1.0
 
-    def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows, scale = self.precondition(torch.cat([x, x.new_ones(len(x), 1)], 1))
+    def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        rows, scale = self.precondition_rows(torch.cat([x, x.new_ones(len(x), 1)], 1))
         return rows[:, :-1], rows[:, -1], scale
 
     def report(self) -> None:

@@ -31,13 +31,17 @@ from hemstitch.errors import MisuseError
 from hemstitch.optim._natural_rows import ChannelRows, WindowRows
 
 
+Scalar = float | Tensor
+"""A float on the CPU; elsewhere a 0-d tensor, which nobody has to wait for."""
+
+
 class Preconditioner(Protocol):
     """What a layer asks of each side; see `hemstitch.curvature.OnlineNaturalGradient`."""
 
-    def precondition(self, x: Tensor, *, gain: float = 1.0) -> tuple[Tensor, Tensor]:
+    def precondition_rows(self, x: Tensor, *, gain: float = 1.0) -> tuple[Tensor, Scalar]:
         """Preconditioned rows, and their scale."""
 
-    def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, Scalar]:
         """The same for [x, 1]: rows, what became of the ones, scale."""
 
 
@@ -159,9 +163,9 @@ class NaturalLinear(NaturalLayer):
         if mask is not None:
             x, dy = x[mask], dy[mask]
         x, dy = (wide(t.reshape(-1, t.shape[-1])) for t in (x, dy))
-        dy, scale_out = self.sides["out"].precondition(dy, gain=self.context.gain())
+        dy, scale_out = self.sides["out"].precondition_rows(dy, gain=self.context.gain())
         if self.layer.bias is None:
-            x, scale_in = self.sides["in"].precondition(x)
+            x, scale_in = self.sides["in"].precondition_rows(x)
             return (_scaled_product(scale_in * scale_out, dy, x),)
         x, ones, scale_in = self.sides["in"].precondition_affine(x)
         scale = scale_in * scale_out
@@ -234,7 +238,7 @@ class NaturalScale(NaturalLayer):
     def gradients(self, x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """Sum of the preconditioned rows."""
         products = wide(x * dy if mask is None else (x * dy)[mask])
-        rows, scale = self.sides["out"].precondition(
+        rows, scale = self.sides["out"].precondition_rows(
             products.reshape(-1, products.shape[-1]), gain=self.context.gain())
         return (rows.sum(0) * scale,)
 
@@ -244,8 +248,8 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype.itemsize >= 4 else x.float()
 
 
-def _scaled_product(scale: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """scale left' right."""
-    if scale.device.type == "cpu":  # no pass over memory of its own; on a GPU reading the number would wait for it
-        return torch.addmm(left.new_empty(()), left.T, right, beta=0, alpha=float(scale))
-    return (left.T @ right).mul_(scale)
+def _scaled_product(scale: Scalar, left: Tensor, right: Tensor) -> Tensor:
+    """scale left' right; on the CPU without a pass over memory for the scale."""
+    if isinstance(scale, Tensor):
+        return (left.T @ right).mul_(scale)
+    return torch.addmm(left.new_empty(()), left.T, right, beta=0, alpha=scale)
