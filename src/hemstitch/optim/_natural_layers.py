@@ -30,7 +30,6 @@ from torch.nn import functional as F
 from hemstitch.errors import MisuseError
 from hemstitch.optim._natural_rows import ChannelRows, WindowRows
 
-
 Scalar = float | Tensor
 """A float on the CPU; elsewhere a 0-d tensor, which nobody has to wait for."""
 
