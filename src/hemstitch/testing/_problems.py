@@ -5,6 +5,7 @@ Each is built from its seed alone, so that it is the same in every process, and 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,9 +135,13 @@ def tiny_convnet(
     return Problem(model.to(dtype), nn.CrossEntropyLoss(), list(zip(images.to(dtype), targets, strict=True)))
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Threads share torch's global generator: two that make the same problem at once would get different ones."""
+
+
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Random numbers from ``seed`` within, the global ones as before afterwards."""
-    with torch.random.fork_rng(devices=[]):
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
