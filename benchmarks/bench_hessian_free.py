@@ -206,9 +206,9 @@ class Several:
     def __init__(self, stores):
         self.stores = stores
 
-    def add(self, s, y, scale=1.0):
+    def add(self, s, y, scale=1.0, curvature=None):
         for store in self.stores.values():
-            store.add(s, y, scale)
+            store.add(s, y, scale, curvature)
 
 
 def trained_classifier(x, y):

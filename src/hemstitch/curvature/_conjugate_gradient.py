@@ -159,7 +159,7 @@ def conjugate_gradient(
         i += 1
         values.append(values[-1] - 0.5 * alpha * rz)
         if pairs is not None:
-            pairs.add(p, Bp, scale=alpha)
+            pairs.add(p, Bp, scale=alpha, curvature=curvature)
         kept.offer(i, x)
         residual = r.norm().item()
         z = _apply(preconditioner, r)

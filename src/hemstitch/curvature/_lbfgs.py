@@ -80,10 +80,13 @@ class PairStore:
         rows = self.rows.unflatten(0, (-1, 2))[self._slots]
         return rows[:, 0], rows[:, 1]
 
-    def add(self, s: Vector, y: Vector, scale: float = 1.0) -> bool:
-        """Offer the pair (scale s, scale y); returns whether it was stored."""
+    def add(self, s: Vector, y: Vector, scale: float = 1.0, curvature: float | None = None) -> bool:
+        """Offer the pair (scale s, scale y), with ``curvature`` = s'y if known; returns whether it was stored."""
         number, self.offered = self.offered, self.offered + 1
-        if not self._wanted(number) or not self._sound(s, y):
+        if not self._wanted(number):
+            return False
+        curvature = torch.dot(s, y).item() if curvature is None else curvature
+        if not curvature > self.floor * torch.dot(y, y).item():
             return False
         shape = (self.capacity, 2, s.numel())
         if self._rows is None or (not self._slots and (self._rows.shape, self._rows.dtype) != (shape, s.dtype)):
@@ -101,9 +104,6 @@ class PairStore:
                 self._thin()
             return number % self._stride == 0
         return self.keep == "last" or len(self) < self.capacity
-
-    def _sound(self, s: Vector, y: Vector) -> bool:
-        return torch.dot(s, y).item() > self.floor * torch.dot(y, y).item()
 
     def _free_slot(self) -> int:
         return len(self) if len(self) < self.capacity else self._slots.pop(0)

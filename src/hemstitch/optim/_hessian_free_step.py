@@ -89,11 +89,11 @@ class HessianFreeStep:
 
     def _solve(self, A: MeanCurvature, slope: Tensor, gradient: Gradient) -> CGResult:
         optimizer, start = self.optimizer, self.optimizer.direction
-        preconditioner = self._preconditioner(A, gradient)
         return conjugate_gradient(
             A, -slope, damping=self.damping, x0=start if start is not None and start.shape == slope.shape else None,
-            preconditioner=preconditioner, flexible=preconditioner is not None, tol=1e-10, max_iter=optimizer.max_cg,
-            progress=optimizer.progress, iterate_growth=ITERATE_GROWTH, pairs=self._fresh_pairs())
+            preconditioner=self._preconditioner(A, gradient), flexible=optimizer.preconditioner == "lbfgs_within",
+            tol=1e-10, max_iter=optimizer.max_cg, progress=optimizer.progress, iterate_growth=ITERATE_GROWTH,
+            pairs=self._fresh_pairs())
 
     def _fresh_pairs(self) -> PairStore | None:
         """Where the pairs of this run go."""
