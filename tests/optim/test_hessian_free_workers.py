@@ -1,11 +1,12 @@
 """Hessian-free steps over several workers: the same parameters, to the bit, whatever their number."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from hemstitch.comm import MemberLost, run_workers
+from hemstitch.comm import MemberLost, ProcessGroupReducer, connect_store, host_store, run_workers
 from hemstitch.errors import MisuseError
 from hemstitch.optim import HessianFree, batch_closure
 from hemstitch.sampling import GrowingSample, SampleGrowth
@@ -44,6 +45,18 @@ def test_parameters_do_not_depend_on_the_number_of_workers(options):
             assert torch.equal(parameters, alone)
             assert [(r.loss_after, r.rho, r.cg_iterations, r.weights, r.noise) for r in others] == \
                    [(r.loss_after, r.rho, r.cg_iterations, r.weights, r.noise) for r in reports]
+
+
+def test_over_real_connections_too():
+    problem, store = tiny_mlp(batch=NUM_ROWS), host_store()
+    (alone, _), = run_workers(lambda reducer: train(problem, reducer), 1)
+
+    def member(rank):
+        with ProcessGroupReducer(connect_store("127.0.0.1", store.port), rank, 2, timeout=20.0) as reducer:
+            return train(problem, reducer)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(torch.equal(parameters, alone) for parameters in pool.map(member, range(2)))
 
 
 class Half:

@@ -127,7 +127,7 @@ def conjugate_gradient(
 
     Examples:
         >>> import torch
-        >>> result = conjugate_gradient(torch.diag(torch.tensor([1.0, 3.0])), torch.ones(2), damping=1.0)
+        >>> result = conjugate_gradient(torch.diag(torch.tensor([1.0, 3.0])), torch.ones(2), damping=1.0, tol=1e-5)
         >>> result.x, result.iterations, result.reason
         (tensor([0.5000, 0.2500]), 2, 'residual')
 

@@ -3,8 +3,8 @@
 Each product runs the network once on dual numbers (parameters + eps v) without recording, which gives J v and frees
 each layer's activations as it goes, and then once forward and backward as a gradient does: 6 matrix multiplications
 per layer against the 3 of a gradient. Going backward through the dual pass itself would save one of them, but autograd
-then records the tangents as well, and the peak exceeds that of the cached engine (822 against 727 MB on the network of
-benchmarks/bench_curvature.py with 4096 frames, 434 MB this way; the gradient takes 299). Operations without a
+then records the tangents as well, and the peak exceeds that of the cached engine (measured once: 822 against 727 MB,
+434 MB this way, on the network of benchmarks/bench_curvature.py with 4096 frames). Operations without a
 forward-mode derivative (float32 LSTM on the CPU, weight_norm; more in older releases of torch) are refused.
 """
 

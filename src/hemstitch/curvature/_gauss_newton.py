@@ -100,7 +100,7 @@ def gauss_newton(
     Raises:
         MisuseError: the engine cannot differentiate the model, or the loss is linear in the outputs.
 
-    Cost of a product, in gradients of the same batch: 4/3 (``r_operator``), 1.5 (``double_backward``), 2
+    Cost of a product, in gradients of the same batch: 4/3 (``r_operator``), about 1.4 (``double_backward``), 2.1
     (``dual_forward``). Memory as stated in each engine's module.
 
     Examples:

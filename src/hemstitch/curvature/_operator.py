@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +12,7 @@ from hemstitch.curvature._parameters import FlatParameters, Vector
 from hemstitch.errors import MisuseError
 
 
-class LinearOperator:
+class LinearOperator(ABC):
     """A symmetric (param, param) matrix of which only the products ``A @ v`` are computed.
 
     It belongs to the parameter values at which it was built and refuses to be used at others. A subclass defines
@@ -45,8 +47,9 @@ class LinearOperator:
             return v.clone()
         return torch.stack([self._product(column.contiguous()) for column in v.unbind(1)], dim=1)
 
+    @abstractmethod
     def _product(self, v: Vector) -> Vector:
-        raise NotImplementedError(f"{type(self).__name__} does not define _product")
+        """A v for one contiguous vector."""
 
     def dense(self) -> Float[Tensor, "param param"]:
         """The matrix itself. Cost: n products and n^2 numbers; for small networks and tests."""

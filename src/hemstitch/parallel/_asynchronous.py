@@ -97,7 +97,8 @@ class AsynchronousSimulation:
         parameters: flat; copied.
         gradient: (flat parameters, batch) -> (flat gradient, loss, weight): of the batch as the step rule is to take it
             (mean or sum), its mean loss, its samples; must leave the parameters as they are. For gradients with a
-            state of their own (natural gradient per replica) a list with one function per replica.
+            state of their own (natural gradient per replica) a list with one function per replica. If it has an
+            attribute ``returns_new_tensors`` that is true (`FlatGradient`), memory of its gradients is used on.
         batches: worker -> an endless iterator over its batches; with ``decoding`` batches are `OuterBatch` instead.
         num_replicas: n, >= 1.
         rule: learning rate and bounds on the change, applied by the server.

@@ -56,9 +56,12 @@ class StepRule:
 
         Args:
             gradient: flat, g.
-            norm: of the whole gradient, where this one is a shard of it; then the common bound neglects how much other
-                shards' components were shortened, so it is at least as tight as it should be.
+            norm: of the whole gradient, if it is known, or if this one is a shard of it; then the common bound neglects
+                how much other shards' components were shortened, so it is at least as tight as it should be.
         """
+        if norm is not None and not self.components:
+            length = self.lr * norm
+            return [(slice(None), -self.lr * _bound(self.max_change, length))] if math.isfinite(length) else None
         pieces = _pieces(self.components, gradient.numel())
         lengths = [self.lr * float(torch.linalg.vector_norm(gradient[piece])) for piece, _ in pieces]
         total = math.hypot(*lengths) if norm is None else self.lr * norm
@@ -71,17 +74,14 @@ class StepRule:
         return [(piece, common * f) for (piece, _), f in zip(pieces, shortened, strict=True)]
 
 
-def apply_step(parameters: Tensor, gradient: Tensor, factors: Sequence[tuple[slice, float]], *, copy: bool) -> Tensor:
-    """The parameters after the step; new ones if ``copy``, else the same tensor changed.
+def apply_step(parameters: Tensor, gradient: Tensor, factors: Sequence[tuple[slice, float]], out: Tensor) -> Tensor:
+    """The parameters after the step, in ``out``: the parameters, the gradient, or other memory.
 
     Cost: one pass.
     """
-    if len(factors) == 1 and copy:
-        return torch.add(parameters, gradient, alpha=factors[0][1])
-    result = torch.empty_like(parameters) if copy else parameters
     for piece, factor in factors:
-        torch.add(parameters[piece], gradient[piece], alpha=factor, out=result[piece])
-    return result
+        torch.add(parameters[piece], gradient[piece], alpha=factor, out=out[piece])
+    return out
 
 
 @lru_cache(maxsize=64)

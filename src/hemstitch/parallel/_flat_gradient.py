@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class FlatGradient:
 
     Cost: forward and backward, and two passes over the parameters.
     """
+
+    returns_new_tensors: ClassVar[bool] = True      # a caller may overwrite the gradients
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         self.model, self.loss = model, loss

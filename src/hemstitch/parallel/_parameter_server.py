@@ -58,7 +58,7 @@ class ParameterServer:
         parameters: flat, the current ones; replaced rather than changed as long as someone may read them.
         counts: how often each `PushStatus` was answered.
 
-    Cost of a push: two passes over the gradient, one over the parameters; a copy if they were fetched since the last.
+    Cost of a push: two passes over the gradient, one over the parameters; new memory if they were fetched meanwhile.
 
     Reference: Heigold et al., ICASSP 2014, section 3; Dean et al., "Large scale distributed deep networks", NIPS 2012.
     """
@@ -83,7 +83,7 @@ class ParameterServer:
 
     @torch.no_grad()
     def push(self, worker: int, seq: int, incarnation: int, version: int, gradient: Tensor,
-             norm: float | None = None) -> PushReply:
+             norm: float | None = None, *, may_overwrite: bool = False) -> PushReply:
         """Apply a gradient, or say why not.
 
         Args:
@@ -93,6 +93,7 @@ class ParameterServer:
             version: of the parameters from which the gradient was computed.
             gradient: flat, like the parameters.
             norm: of the whole gradient, if this server is one shard: all shards then refuse and shorten alike.
+            may_overwrite: whether the gradient's memory may become that of the parameters.
 
         Raises:
             MisuseError: the worker never registered, the version is not yet, or the gradient has another size.
@@ -113,7 +114,8 @@ class ParameterServer:
         factors = self.rule.factors(gradient, norm)
         if factors is None:
             return self._reply("nonfinite")
-        self.parameters = apply_step(self.parameters, gradient, factors, copy=self._is_read)
+        out = self.parameters if not self._is_read else gradient if may_overwrite else torch.empty_like(gradient)
+        self.parameters = apply_step(self.parameters, gradient, factors, out)
         self._is_read = False
         self.version += 1
         return self._reply("accepted", staleness=self.version - 1 - version)

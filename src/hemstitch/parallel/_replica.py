@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from hemstitch.parallel._clock import Event, SimulatedClock, Steps
 from hemstitch.parallel._cluster import Cluster, WorkerTimes
-from hemstitch.parallel._server_shards import Message, ServerShards
+from hemstitch.parallel._server_shards import Message, ServerShards, Snapshot
 
 Gradient = Callable[[Tensor, Any], tuple[Tensor, float, float]]
 
@@ -74,25 +75,37 @@ class Replica:
     def _train(self) -> Steps:
         """Fetch, compute, push, as long as there is data."""
         incarnations = self.server.register(self.worker)
-        while True:
-            snapshot = yield from self.server.fetch(self.times)
-            for _ in range(self.fetch_every):
-                while not self.source.has_batch:
-                    yield self.source.changed
-                batch = self.source.next()
-                if batch is None:
-                    return
-                seconds = self.times.compute()
-                yield seconds
-                self.busy_seconds += seconds
-                self.num_gradients += 1
-                self._seq += 1
-                gradient, loss, weight = self.gradient(snapshot.parameters, batch)
-                message = Message(self.worker, self._seq, incarnations, snapshot, gradient)
-                yield from self._push(message, batch, loss, weight)
+        has_data = True
+        while has_data:
+            has_data = yield from self._fetch_and_train(incarnations)
 
-    def _push(self, message: Message, batch: Any, loss: float, weight: float) -> Steps:
-        """Send until a reply comes. What is under way arrives even if this replica dies."""
+    def _fetch_and_train(self, incarnations: tuple[int, ...]) -> Generator[float | Event, Any, bool]:
+        """Train on some batches with the same parameters; whether there was data.
+
+        A generator of its own, so that nothing of the size of the parameters is held longer than it is needed.
+        """
+        snapshot = yield from self.server.fetch(self.times)
+        for _ in range(self.fetch_every):
+            while not self.source.has_batch:
+                yield self.source.changed
+            batch = self.source.next()
+            if batch is None:
+                return False
+            seconds = self.times.compute()
+            yield seconds
+            self.busy_seconds += seconds
+            self.num_gradients += 1
+            self._seq += 1
+            yield from self._compute_and_push(snapshot, incarnations, batch)
+        return True
+
+    def _compute_and_push(self, snapshot: Snapshot, incarnations: tuple[int, ...], batch: Any) -> Steps:
+        """Send the gradient until a reply comes. What is under way arrives even if this replica dies."""
+        gradient, loss, weight = self.gradient(snapshot.parameters, batch)
+        message = Message(self.worker, self._seq, incarnations, snapshot.versions, snapshot.seconds, gradient,
+                          norm=float(torch.linalg.vector_norm(gradient)),
+                          may_be_overwritten=getattr(self.gradient, "returns_new_tensors", False))
+        del gradient, snapshot
         while True:
             yield self.clock.start(self.server.push(
                 message, self.times, lambda: self.on_applied(batch, loss, weight)))

@@ -7,6 +7,7 @@ send them, gradients applied when it has received them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -45,15 +46,20 @@ class Message:
 
     Attributes:
         worker, seq, incarnations: who sends, which push it is, and in which life (one for each shard).
-        snapshot: of the parameters from which it was computed.
+        versions, seconds: of the parameters from which it was computed, and when they were fetched.
         gradient: flat.
+        norm: of the gradient.
+        may_be_overwritten: whether nobody else needs the gradient's memory.
     """
 
     worker: int
     seq: int
     incarnations: tuple[int, ...]
-    snapshot: Snapshot
+    versions: tuple[int, ...]
+    seconds: float
     gradient: Tensor
+    norm: float
+    may_be_overwritten: bool
 
 
 class ServerShards:
@@ -122,8 +128,7 @@ class ServerShards:
 
     def push(self, message: Message, times: WorkerTimes, on_applied: Callable[[], None]) -> Steps:
         """Carry a gradient to all shards; ``on_applied`` is called when the first shard has applied it."""
-        norm = None if len(self.shards) == 1 else float(torch.linalg.vector_norm(message.gradient))
-        yield from self._in_parallel(lambda shard: self._push_shard(shard, message, norm, times, on_applied))
+        yield from self._in_parallel(lambda shard: self._push_shard(shard, message, times, on_applied))
 
     def _in_parallel(self, steps: Callable[[int], Steps]) -> Steps:
         if len(self.shards) == 1:
@@ -133,19 +138,22 @@ class ServerShards:
 
     def _fetch_shard(self, shard: int, times: WorkerTimes, parts: list[Any]) -> Steps:
         sending = self._bytes / self.network.server_bandwidth
-        yield self._pass_link(shard) - sending              # until its turn comes
+        if sending:
+            yield self._pass_link(shard) - sending          # until its turn comes
         parts[shard] = (*self.shards[shard].fetch(), self.clock.now)
         yield sending + self._travel(times)
 
-    def _push_shard(self, shard: int, message: Message, norm: float | None, times: WorkerTimes,
-                    on_applied: Callable[[], None]) -> Steps:
+    def _push_shard(self, shard: int, message: Message, times: WorkerTimes, on_applied: Callable[[], None]) -> Steps:
         yield self._travel(times)
-        yield self._pass_link(shard)
+        if self.network.server_bandwidth < math.inf:
+            yield self._pass_link(shard)
+        exact = len(self.shards) == 1 and self.rule.components      # then the server must look at the parts itself
         reply = self.shards[shard].push(
-            message.worker, message.seq, message.incarnations[shard], message.snapshot.versions[shard],
-            message.gradient[self._cuts[shard]], norm)
+            message.worker, message.seq, message.incarnations[shard], message.versions[shard],
+            message.gradient[self._cuts[shard]], None if exact else message.norm,
+            may_overwrite=message.may_be_overwritten)
         if reply.status == "accepted":
-            self.staleness.add(reply.staleness, self.clock.now - message.snapshot.seconds)
+            self.staleness.add(reply.staleness, self.clock.now - message.seconds)
             if shard == 0:
                 on_applied()
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hemstitch.comm import tree_sum
 from hemstitch.errors import ConfigError, DataError
 from hemstitch.parallel._bounded_step import StepRule, apply_step
 from hemstitch.parallel._cluster import Cluster, WorkerTimes
@@ -77,7 +76,7 @@ class AveragingSimulation:
         parameters: (parameter,) the average.
         seconds: simulated time.
 
-    Memory: n copies of the parameters, and during an average about n more.
+    Memory: n copies of the parameters.
 
     Reference: Povey, Zhang, Khudanpur, ICLR workshop 2015, section 2.
     """
@@ -140,9 +139,9 @@ class AveragingSimulation:
         parts = shares(workers, take_best=self.best_first and self.num_rounds == 1, margin=self.margin)
         ready = [replica.ready_at for replica in active if replica.contribution.samples > 0]
         if ready:
-            self.parameters = tree_sum([
-                share * replica.parameters if share else torch.zeros_like(self.parameters)
-                for share, replica in zip(parts, active, strict=True)])
+            for share, replica in zip(parts, active, strict=True):
+                replica.parameters.mul_(share) if share else replica.parameters.zero_()
+            self.parameters = _tree_sum([replica.parameters for replica in active])
             self.seconds = max(ready) + self.cluster.network.reduction_seconds(len(ready), self._bytes)
         else:                                               # all have died: wait for the first to be back
             self.seconds = max(begin, min(replica.ready_at for replica in active))
@@ -165,7 +164,7 @@ class _LocalReplica:
     def __init__(self, gradient: Gradient, batches: Iterator[Any], cluster: Cluster, worker: int) -> None:
         self.gradient, self.batches, self.cluster = gradient, batches, cluster
         self.times = WorkerTimes(cluster, worker)
-        self.parameters = torch.empty(0)
+        self.parameters: Tensor | None = None
         self.contribution = Contribution(0)
         self.ready_at = self.busy_seconds = 0.0
         self.num_refused = self.num_failures = 0
@@ -193,7 +192,7 @@ class _LocalReplica:
     def _descend(self, start: Tensor, every: float, rule: StepRule, now: float, stop_at: float,
                  ) -> tuple[float, float, float]:
         """Train on ``every`` samples, or until ``stop_at``; samples followed, their summed loss, and seconds."""
-        self.parameters = start.clone()
+        self.parameters = start.clone() if self.parameters is None else self.parameters.copy_(start)
         drawn = samples = loss = seconds = 0.0
         while drawn < every and now + seconds < stop_at:
             batch = next(self.batches, None)
@@ -205,6 +204,15 @@ class _LocalReplica:
             if factors is None:
                 self.num_refused += 1
                 continue
-            self.parameters = apply_step(self.parameters, gradient, factors, copy=False)
+            apply_step(self.parameters, gradient, factors, out=self.parameters)
             samples, loss = samples + weight, loss + weight * float(mean)
         return samples, loss, seconds
+
+
+def _tree_sum(tensors: list[Tensor]) -> Tensor:
+    """The sum, added as in `hemstitch.comm.tree_sum`, but in the memory of the tensors; the result is new."""
+    while len(tensors) > 1:
+        for left, right in zip(tensors[::2], tensors[1::2], strict=False):
+            left.add_(right)
+        tensors = tensors[::2]
+    return tensors[0].clone()

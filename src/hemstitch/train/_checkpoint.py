@@ -95,12 +95,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: expected a checkpoint of format {FORMAT!r}, found {metadata.get('format')!r}. "
             "Was it written by another program or version?"
         )
-    if _digest(metadata["structure"], tensors) != metadata.get("digest"):
+    text = metadata.get("structure", "")
+    if _digest(text, tensors) != metadata.get("digest"):
         raise RunError(
             f"{path}: the content does not match its digest: the file was changed or damaged after it was "
             "written. Delete it and resume from an older one."
         )
-    return unpack(json.loads(metadata["structure"]), tensors)
+    return unpack(json.loads(text), tensors)
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:
