@@ -1,0 +1,47 @@
+"""The options of a recipe's sections: one frozen dataclass per section or per kind of it."""
+
+from hemstitch.train._options._criteria import CrossEntropy, LatticeFreeMmi
+from hemstitch.train._options._data import ImageData, SpeechData
+from hemstitch.train._options._models import BlstmModel, FeedForwardModel, MlpModel, TdnnLstmModel, TdnnModel
+from hemstitch.train._options._order import ForwardOrder
+from hemstitch.train._options._parallel import LocalParallel
+from hemstitch.train._options._schedules import ConstantRate, CosineRate, ExponentialRate, PlateauRate
+from hemstitch.train._options._speech import Decoding, Hmm
+from hemstitch.train._options._training import Training
+from hemstitch.train._options._updates import (
+    Adam,
+    AdamW,
+    Backstitch,
+    MaxChangeSgd,
+    MomentumSgd,
+    NaturalGradientOptions,
+    PlainGradient,
+)
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "Backstitch",
+    "BlstmModel",
+    "ConstantRate",
+    "CosineRate",
+    "CrossEntropy",
+    "Decoding",
+    "ExponentialRate",
+    "FeedForwardModel",
+    "ForwardOrder",
+    "Hmm",
+    "ImageData",
+    "LatticeFreeMmi",
+    "LocalParallel",
+    "MaxChangeSgd",
+    "MlpModel",
+    "MomentumSgd",
+    "NaturalGradientOptions",
+    "PlainGradient",
+    "PlateauRate",
+    "SpeechData",
+    "TdnnLstmModel",
+    "TdnnModel",
+    "Training",
+]

@@ -1,0 +1,111 @@
+"""Networks: [model]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hemstitch.train._options._checks import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardModel:
+    """Fully connected layers over spliced frames.
+
+    Attributes:
+        hidden: width of each hidden layer.
+        left_context, right_context: frames spliced to the current one.
+        nonlinearity: pointwise function of the hidden layers.
+        dropout: probability of dropping a hidden unit.
+    """
+
+    hidden: tuple[int, ...] = (1024, 1024, 1024, 1024)
+    left_context: int = 20
+    right_context: int = 5
+    nonlinearity: Literal["relu", "tanh", "sigmoid"] = "relu"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(all(width > 0 for width in self.hidden), f"hidden widths must be positive, got {self.hidden}")
+        require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TdnnModel:
+    """Time-delay layers: each sees a few frames of the layer below.
+
+    Attributes:
+        width: units per layer.
+        offsets: frames that each layer splices, one list per layer.
+        subsampling: input frames per output frame; 3 is usual for lattice-free MMI.
+        norm: normalisation after each layer.
+        dropout: probability of dropping a unit.
+    """
+
+    width: int = 256
+    offsets: tuple[tuple[int, ...], ...] = ((-2, -1, 0, 1, 2), (-1, 0, 1), (-1, 0, 1), (-3, 0, 3), (-3, 0, 3))
+    subsampling: int = 1
+    norm: Literal["batch", "rms", "none"] = "batch"
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlstmModel:
+    """Bidirectional projected LSTM layers.
+
+    Attributes:
+        num_layers: layers.
+        num_cells: cells per direction and layer.
+        num_recurrent, num_nonrecurrent: sizes of the two projections.
+        subsampling: input frames per output frame.
+        warm_up, cool_down: frames before and after a chunk that only prepare the recurrence.
+    """
+
+    num_layers: int = 2
+    num_cells: int = 128
+    num_recurrent: int = 64
+    num_nonrecurrent: int = 64
+    subsampling: int = 1
+    warm_up: int = 20
+    cool_down: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TdnnLstmModel:
+    """Time-delay layers with projected LSTMs between them.
+
+    Attributes:
+        width: units per time-delay layer.
+        num_cells: cells per LSTM.
+        num_recurrent, num_nonrecurrent: sizes of the two projections.
+        subsampling: input frames per output frame.
+        warm_up: frames before a chunk that only prepare the recurrence.
+        norm: normalisation after each time-delay layer.
+    """
+
+    width: int = 192
+    num_cells: int = 128
+    num_recurrent: int = 64
+    num_nonrecurrent: int = 64
+    subsampling: int = 1
+    warm_up: int = 20
+    norm: Literal["batch", "rms", "none"] = "batch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpModel:
+    """Fully connected layers over the pixels of an image.
+
+    Attributes:
+        hidden: width of each hidden layer.
+        nonlinearity: pointwise function of the hidden layers.
+        dropout: probability of dropping a hidden unit.
+    """
+
+    hidden: tuple[int, ...] = (300, 300)
+    nonlinearity: Literal["relu", "tanh", "sigmoid"] = "relu"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(all(width > 0 for width in self.hidden), f"hidden widths must be positive, got {self.hidden}")
+        require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")

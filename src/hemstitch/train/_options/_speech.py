@@ -1,0 +1,66 @@
+"""Hidden Markov models and decoding: [hmm], [decode]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hemstitch.train._options._checks import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hmm:
+    """Hidden Markov models of the phones, and how their alignment is found.
+
+    Attributes:
+        states_per_phone: emitting states of a phone, 1 to 3.
+        silence_states: emitting states of silence.
+        topology: a chain of states with a pdf each, or one state whose first frame has a pdf of its own (for
+            lattice-free MMI; states_per_phone and silence_states are then without effect).
+        silence_probability: probability of silence between two words and at the ends.
+        position_dependent: phones at the beginning, inside, at the end of a word and alone have states of their own.
+        flat_start: rounds of Viterbi realignment with one Gaussian per state before the network sees the alignment.
+        realign: epochs after which the training data are aligned anew with the network.
+        restart: epoch after which the network is drawn anew and only the alignment kept, since a network that began
+            with a flat start never quite recovers; 0: never.
+    """
+
+    states_per_phone: int = 3
+    silence_states: int = 3
+    topology: Literal["left-to-right", "chain"] = "left-to-right"
+    silence_probability: float = 0.5
+    position_dependent: bool = False
+    flat_start: int = 12
+    realign: tuple[int, ...] = (1, 2, 3, 5, 8)
+    restart: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.restart == 0 or self.restart in self.realign,
+                 f"restart = {self.restart} must be one of the epochs of realign = {self.realign}, or 0")  # fmt: skip
+        require(1 <= self.states_per_phone <= 3, f"states_per_phone must be 1, 2 or 3, got {self.states_per_phone}")
+        require(1 <= self.silence_states <= 5, f"silence_states must be 1 to 5, got {self.silence_states}")
+        require(
+            0 < self.silence_probability < 1,
+            f"silence_probability must lie between 0 and 1, got {self.silence_probability}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Beam search over words with the trained network.
+
+    Attributes:
+        beam: width of the search beam, in units of the scaled log-likelihood.
+        max_active: states kept per frame.
+        acoustic_scale: candidate weights of the acoustic scores against the language model; the best on dev is used.
+        prior_scale: weight of the log prior that is taken off the log posteriors, candidates; the best on dev is used.
+        word_penalty: cost of each word in nats, candidates; the best on dev is used.
+        language_model: name of an ARPA file in the corpus folder.
+    """
+
+    beam: float = 12.0
+    max_active: int = 4000
+    acoustic_scale: tuple[float, ...] = (0.1, 0.2, 0.4)
+    prior_scale: tuple[float, ...] = (0.4, 0.7, 1.0)
+    word_penalty: tuple[float, ...] = (0.0, 2.0)
+    language_model: str = "lm.arpa"
