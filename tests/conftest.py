@@ -1,14 +1,12 @@
 """Fixtures for every test: shared data and golden numbers, one thread, a tiny image problem with a recipe on it."""
 
-import gzip
-import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from tiny_speech import speech_recipe, write_tiny_corpus
+from hemstitch.testing import write_tiny_corpus, write_tiny_images
+from tiny_speech import speech_recipe
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -37,22 +35,11 @@ def shared_golden() -> Path:
     return _folder("golden")
 
 
-def write_idx(path, array):
-    header = struct.pack(f">i{array.ndim}i", 0x800 + array.ndim, *array.shape)
-    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
-
-
 @pytest.fixture(scope="session")
 def tiny_images(tmp_path_factory):
     """Three classes of 4 x 4 images: a bright row at another height each, with noise."""
     folder = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for part, count in (("train", 300), ("t10k", 90)):
-        labels = np.arange(count) % 3
-        images = random.integers(0, 120, (count, 4, 4))
-        images[np.arange(count), labels] += 100
-        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
-        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
+    write_tiny_images(folder)
     return folder
 
 

@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_runs(commands)
     _add_experiments(commands)
+    _add_reproduce(commands)
     _add_speech(commands)
     _add_data(commands)
     _add(commands, "list", _list, "recipes, kinds of parts and importers")
@@ -130,6 +131,19 @@ def _add_experiments(commands):  # type: ignore[no-untyped-def]
     command.add_argument("--no-official", dest="official", action="store_false",
                          help="leave out the runs on the official parts")  # fmt: skip
     _add_many_runs(command, default_seeds="1,2", which="1,2")
+
+
+def _add_reproduce(commands):  # type: ignore[no-untyped-def]
+    command = _add(commands, "reproduce", _reproduce, "re-run tables and figures of the papers, values beside ours")
+    command.add_argument("entries", nargs="*", metavar="ENTRY", help="such as paper-5/figure-2, paper-5, or all")
+    command.add_argument("--list", action="store_true", help="what there is, what it costs, what came out")
+    command.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop", help="default: laptop")
+    command.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="FOLDER",
+                         help="where to (default: runs/reproduce); given again, goes on there")  # fmt: skip
+    command.add_argument("--keep", type=Path, metavar="FOLDER", help="copy the outcome files to this folder as well")
+    command.add_argument("--markdown", nargs=2, type=Path, metavar=("FOLDER", "FILE"),
+                         help="write the results page as Markdown from the outcome files in a folder")  # fmt: skip
+    command.add_argument("--quiet", action="store_true", help="say only the results")
 
 
 def _add_many_runs(command, default_seeds, which):  # type: ignore[no-untyped-def]
@@ -250,6 +264,16 @@ def _cross_validate(arguments: argparse.Namespace) -> int:
         arguments.methods, arguments.settings, folds=arguments.folds, seeds=arguments.seeds,
         fold_seed=arguments.fold_seed, out=arguments.out, official=arguments.official, quiet=arguments.quiet,
     )  # fmt: skip
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    if arguments.markdown:
+        return commands.write_markdown(*arguments.markdown)
+    if arguments.list or not arguments.entries:
+        return commands.list_entries(arguments.out, arguments.scale)
+    return commands.reproduce(arguments.entries, arguments.scale, arguments.out, arguments.keep, arguments.quiet)
 
 
 def _align(arguments: argparse.Namespace) -> int:

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from hemstitch.errors import ConfigError, DataError, RunError
+from hemstitch.testing import write_tiny_corpus
 from hemstitch.train import Console, Interrupted, load_recipe, load_trained, resume, train
 from hemstitch.train._build import build_run
 from hemstitch.train._checkpoint import load_checkpoint
 from hemstitch.train._run_folder import RunFolder
-from tiny_speech import speech_recipe, write_tiny_corpus
+from tiny_speech import speech_recipe
 
 QUIET = Console(quiet=True)
 OUT_OF_VOCABULARY = {

@@ -4,6 +4,7 @@ from hemstitch.commands._data import check_corpus, import_corpus
 from hemstitch.commands._doctor import doctor
 from hemstitch.commands._download import download
 from hemstitch.commands._experiments import run_cross_validation, run_sweep
+from hemstitch.commands._reproduce import list_entries, reproduce, write_markdown
 from hemstitch.commands._run import decode, resume, score, train
 from hemstitch.commands._show import print_config, show_dry_run, show_lists, show_settings
 from hemstitch.commands._speech import align, export_loglikelihoods, export_onnx
@@ -20,7 +21,9 @@ __all__ = [
     "export_loglikelihoods",
     "export_onnx",
     "import_corpus",
+    "list_entries",
     "print_config",
+    "reproduce",
     "resume",
     "run_cross_validation",
     "run_sweep",
@@ -30,4 +33,5 @@ __all__ = [
     "show_settings",
     "train",
     "transcribe",
+    "write_markdown",
 ]

@@ -8,7 +8,6 @@ from typing import Any
 
 import rich.table
 
-from hemstitch.commands._recipes import read
 from hemstitch.commands._show import _print
 from hemstitch.errors import ConfigError
 from hemstitch.report import verdict, write_method_comparison, write_sweep_page
@@ -27,6 +26,7 @@ from hemstitch.train._experiments import (
     tuned_recipe,
     vary,
 )
+from hemstitch.train._recipe_files import read
 
 STOPPED = "stopped; everything is saved. Give the same command again to continue."
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hemstitch.commands._recipes import read
 from hemstitch.errors import DataError, RunError
 from hemstitch.report import write_report
 from hemstitch.train import Console, Interrupted, load_trained
 from hemstitch.train import resume as resume_run
 from hemstitch.train import train as train_run
 from hemstitch.train._config import read_overrides
+from hemstitch.train._recipe_files import read
 from hemstitch.train._run_folder import read_json
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import rich.console
 import rich.table
 
-from hemstitch.commands._recipes import read, recipe_names
 from hemstitch.train import SECTIONS, TOP_LEVEL, Console, dry_run, options_class, options_of
+from hemstitch.train._recipe_files import read, recipe_names
 
 
 def show_settings(name: str, settings: Sequence[str]) -> int:

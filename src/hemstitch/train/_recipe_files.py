@@ -7,8 +7,8 @@ from pathlib import Path
 
 import hemstitch
 from hemstitch.errors import ConfigError
-from hemstitch.train import Recipe, load_recipe
 from hemstitch.train._config import nearest
+from hemstitch.train._recipe import Recipe, load_recipe
 
 
 def recipe_folder() -> Path:

@@ -1,0 +1,18 @@
+"""Every table and figure of the five papers, in the order of the papers."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from hemstitch.reproduce._entry import Entry
+
+MODULES: tuple[str, ...] = ()
+"""Modules of this package with a list ``ENTRIES``; imported when the catalogue is first asked for."""
+
+
+@cache
+def catalogue() -> tuple[Entry, ...]:
+    """All entries."""
+    found = [entry for name in MODULES for entry in import_module(f"hemstitch.reproduce.{name}").ENTRIES]
+    return tuple(sorted(found, key=lambda entry: entry.paper))
