@@ -3,6 +3,7 @@
 ===================  ==================================================================
 config.json          ``section.field`` -> value and origin
 environment.json     versions, machine, threads, device
+kept.json            preparations that need not be repeated: the decision trees of tied states
 metrics.jsonl        the truth: one measured value a line, against every x-axis
 events.jsonl         what happened: skipped data, realignments, non-finite steps, resumes
 checkpoints/         ``step-00001234.safetensors``; the newest few and the best
@@ -32,7 +33,7 @@ import hemstitch
 from hemstitch.errors import RunError
 from hemstitch.train._checkpoint import cannot_write, load_checkpoint, save_checkpoint, write_atomically
 
-CONFIG, ENVIRONMENT, RESULT = "config.json", "environment.json", "result.json"
+CONFIG, ENVIRONMENT, RESULT, KEPT = "config.json", "environment.json", "result.json", "kept.json"
 METRICS, EVENTS, CHECKPOINTS = "metrics.jsonl", "events.jsonl", "checkpoints"
 
 
@@ -107,6 +108,17 @@ class RunFolder:
     def config(self) -> dict[str, dict[str, Any]]:
         """``section.field`` -> value and origin."""
         return read_json(self.path / CONFIG)
+
+    def keep(self, preparations: dict[str, Any]) -> None:
+        """Write kept.json, if there is anything to keep."""
+        if preparations:
+            write_json(self.path / KEPT, preparations)
+
+    def kept(self) -> dict[str, Any] | None:
+        """What :meth:`keep` wrote, empty if nothing; ``None`` before the first checkpoint: prepare again."""
+        if not self.checkpoints():
+            return None
+        return read_json(self.path / KEPT) if (self.path / KEPT).exists() else {}
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
