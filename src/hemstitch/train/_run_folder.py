@@ -7,6 +7,7 @@ kept.json            preparations that need not be repeated: the decision trees 
 metrics.jsonl        the truth: one measured value a line, against every x-axis
 events.jsonl         what happened: skipped data, realignments, non-finite steps, resumes
 checkpoints/         ``step-00001234.safetensors``; the newest few and the best
+diagrams/            pictures of the newest state, such as ages of gradients
 decode/              recognised words of each utterance
 result.json          the summary at the end
 report.html          the report
@@ -34,7 +35,7 @@ from hemstitch.errors import RunError
 from hemstitch.train._checkpoint import cannot_write, load_checkpoint, save_checkpoint, write_atomically
 
 CONFIG, ENVIRONMENT, RESULT, KEPT = "config.json", "environment.json", "result.json", "kept.json"
-METRICS, EVENTS, CHECKPOINTS = "metrics.jsonl", "events.jsonl", "checkpoints"
+METRICS, EVENTS, CHECKPOINTS, DIAGRAMS = "metrics.jsonl", "events.jsonl", "checkpoints", "diagrams"
 
 
 class JsonLines:
@@ -162,6 +163,11 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""
         write_json(self.path / RESULT, result)
+
+    def write_diagram(self, name: str, diagram: dict[str, Any]) -> None:
+        """Write a picture of the run's state, for the report: see ``hemstitch.report``; replaces the former one."""
+        (self.path / DIAGRAMS).mkdir(exist_ok=True)
+        write_json(self.path / DIAGRAMS / f"{name}.json", diagram)
 
     def write_lines(self, name: str, rows: Iterable[dict[str, Any]]) -> Path:
         """Write ``name`` (a path in the folder) as one JSON object a line, all or nothing."""
