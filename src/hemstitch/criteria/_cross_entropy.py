@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from hemstitch.criteria._output_curvature import OutputCurvature
+from hemstitch.curvature import occupancy_product
+
 IGNORED = -100
 """The target of a frame that does not count (torch's convention)."""
 
@@ -42,3 +45,9 @@ class CrossEntropy:
         counted = flat != IGNORED
         errors = ((logits.detach().argmax(-1) != flat) & counted).sum()
         return FrameObjective(loss, float(counted.sum()), float(errors))
+
+    def curvature(self, outputs: Tensor, targets: Tensor) -> OutputCurvature:
+        """diag(p) - p p' of each frame that counts, p the softmax: the Hessian of the summed loss."""
+        counted = (targets != IGNORED).unsqueeze(-1)
+        occupancy = outputs.detach().softmax(-1) * counted
+        return OutputCurvature(product=lambda v: occupancy_product(occupancy, v), weight=float(counted.sum()))

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hemstitch.criteria._output_curvature import OutputCurvature
 from hemstitch.criteria._path_sums import WithDerivative
+from hemstitch.curvature import occupancy_product
 from hemstitch.errors import MisuseError
-from hemstitch.graphs import Graph, add_numerator_occupancies, denominator_posteriors
+from hemstitch.graphs import Graph, add_numerator_occupancies, denominator_posteriors, numerator_posteriors
 
 _RANGE = 30.0
 """Outputs beyond this, in nats, are penalised."""
@@ -186,6 +188,36 @@ class LatticeFreeMMI:
             loss = loss + self._penalise(derivative, outputs.where(counted[..., None], 0.0), scale, factor)
         return OuterGradient(derivative=derivative, numerator=targets, loss=loss, num=num, den=logprob,
                              weight=float((scale * frames).sum()), reasons=reasons)
+
+    @torch.no_grad()
+    def curvature(
+        self,
+        outputs: Tensor,
+        lengths: Tensor,
+        graphs: Sequence[Graph | None],
+        weights: Tensor | None = None,
+        frame_weights: Tensor | None = None,
+    ) -> OutputCurvature:
+        """w_b (diag(gamma_den) - gamma_den gamma_den' + c I) of each frame that counts: positive semi-definite.
+
+        A surrogate: the Hessian of the loss, the covariance of the denominator's paths less that of the numerator's,
+        is indefinite. c is ``output_l2``; ``range_penalty`` and the cross-entropy head are left out.
+
+        Args: as of a call.
+        """
+        clipped = outputs if self.clip is None else outputs.clamp(-self.clip, self.clip)
+        den = denominator_posteriors(self.graph, clipped, lengths, self.leak)
+        num = numerator_posteriors(graphs, outputs, lengths, occupancies=False)
+        scale = torch.ones_like(den.logprob) if weights is None else weights.to(den.logprob)
+        scale[list(_reasons(num.logprob, den.logprob))] = 0.0
+        frames = torch.as_tensor(lengths).to(scale)
+        factor = scale[:, None] * (torch.arange(outputs.shape[1], device=scale.device) < frames[:, None])
+        factor = (factor if frame_weights is None else factor * frame_weights.to(factor))[..., None].to(outputs.dtype)
+        occupancies = den.occupancies.to(outputs.dtype)
+        return OutputCurvature(
+            product=lambda v: factor * (occupancy_product(occupancies, v) + self.output_l2 * v),
+            weight=float((scale * frames).sum()),
+        )
 
     def _penalise(self, derivative: Tensor, outputs: Tensor, scale: Tensor, factor: Tensor) -> Tensor:
         """Add the derivative of the penalties on the outputs; return their value."""

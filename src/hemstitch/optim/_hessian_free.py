@@ -22,7 +22,7 @@ the loss at d_i with the model at d_N.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -86,6 +86,9 @@ class HessianFree(UpdateRule):
             useful on CUDA, where curvature passes do without cuDNN unless a model without recurrent layers is given.
         seed: of dropout within the steps and of the Jacobi probes.
 
+    Attributes:
+        on_pass: ``None``, or called with (role, passes of the step so far) after each pass: for progress bars.
+
     Raises:
         ConfigError: an option out of range.
         MisuseError: ``step`` without a role closure, under GradScaler, or with data not shared among shards.
@@ -146,6 +149,7 @@ class HessianFree(UpdateRule):
         self.num_steps = 0
         self.direction: Tensor | None = None
         self.pairs, self.spare_pairs = PairStore(num_pairs, keep_pairs), PairStore(num_pairs, keep_pairs)
+        self.on_pass: Callable[[str, int], None] | None = None
         self._shard: int | None = None
         self._is_shared = False
         self._report: HessianFreeReport | None = None
@@ -203,7 +207,7 @@ class HessianFree(UpdateRule):
         check_closure(closure)
         layout = FlatParameters(p for group in self.param_groups for p in group["params"])
         passes = RolePasses(closure, layout, self.reducer, self.num_shards, (self.seed, self.num_steps), self.model,
-                            self._in_shard)
+                            self._in_shard, self.on_pass)
         step = HessianFreeStep(self, layout, passes)
         random_state = RandomState({layout.device})
         try:

@@ -51,6 +51,7 @@ class Gradient:
 
     Attributes:
         flat: (param,) sum of gradients / sum of weights.
+        loss: sum of losses / sum of weights.
         weight: the latter.
         noise: squared relative error of ``flat``, micro-batches as units.
         squares: (param,) sum of squared micro-batch gradients / weight, an estimate of the mean squared gradient of
@@ -58,6 +59,7 @@ class Gradient:
     """
 
     flat: Vector
+    loss: float
     weight: float
     noise: float
     squares: Vector | None
@@ -73,6 +75,7 @@ class RolePasses:
         key: of the random numbers, (seed, step).
         model: see :func:`kept_statistics`.
         in_shard: context in which the closure runs for a shard.
+        on_pass: called with (role, passes so far) after each pass.
 
     Attributes:
         weights: total weight of each role, once it has run.
@@ -82,10 +85,11 @@ class RolePasses:
     def __init__(
         self, closure: RoleClosure, layout: FlatParameters, reducer: Reducer, num_shards: int, key: tuple[int, ...],
         model: nn.Module | None, in_shard: Callable[[int], AbstractContextManager[None]],
+        on_pass: Callable[[str, int], None] | None = None,
     ) -> None:
         self.closure, self.layout, self.reducer, self.num_shards = closure, layout, reducer, num_shards
         self.own = shards_of(reducer.rank, reducer.world, num_shards)
-        self.key, self.model, self._in_shard = key, model, in_shard
+        self.key, self.model, self._in_shard, self.on_pass = key, model, in_shard, on_pass
         self.weights: dict[str, float] = {}
         self.counts = dict.fromkeys(ROLES, 0)
 
@@ -96,14 +100,14 @@ class RolePasses:
 
         def shard_sums() -> Iterator[Vector]:
             for shard in self.own:
-                flat, square, row = self._zeros(), self._zeros() if want_squares else None, np.zeros(3)
+                flat, square, row = self._zeros(), self._zeros() if want_squares else None, np.zeros(4)
                 for outputs, loss_fn, weight in self._batches("gradient", shard):
                     with torch.enable_grad():
                         loss = _scalar(loss_fn(outputs))
                     part = self.layout.flatten_trainable(
                         torch.autograd.grad(loss, self.layout.trainable_params, allow_unused=True))
                     flat += part
-                    row += (weight, torch.dot(part, part).item(), 1)
+                    row += (weight, torch.dot(part, part).item(), 1, loss.item())
                     if square is not None:
                         square.addcmul_(part, part)
                 scalars.append(torch.from_numpy(row))
@@ -112,9 +116,9 @@ class RolePasses:
                 yield flat
 
         flat = self._sum(shard_sums())
-        weight, sum_of_squares, num_units = self._sum(scalars).tolist()
+        weight, sum_of_squares, num_units, loss = self._sum(scalars).tolist()
         self._count("gradient", weight)
-        return Gradient(flat=flat / weight, weight=weight,
+        return Gradient(flat=flat / weight, loss=loss / weight, weight=weight,
                         squares=self._sum(squares) / weight if want_squares else None,
                         noise=gradient_noise(sum_of_squares, torch.dot(flat, flat).item(), round(num_units)))
 
@@ -185,6 +189,8 @@ class RolePasses:
             raise MisuseError(f"closure({role!r}) gave no data: the weights of its micro-batches sum to {weight}")
         self.counts[role] += 1
         self.weights[role] = weight
+        if self.on_pass is not None:
+            self.on_pass(role, self.counts[role])
 
 
 class MeanCurvature:

@@ -19,6 +19,7 @@ class HessianFreeReport:
             step`` (Armijo's rule failed), ``no direction`` (conjugate gradients made no iteration),
             ``non-finite loss``, ``non-finite gradient``.
         loss_before, loss_after: held-out loss L(theta) with weight decay, at both ends of the step.
+        gradient_loss: loss on the gradient sample before the step, without weight decay; NaN where it was not reached.
         gradient_norm: |g| on the gradient sample.
         cg_iterations, cg_reason: of conjugate gradients, see :class:`hemstitch.curvature.CGResult`.
         iterate: number of iterations after which the chosen direction was taken; 0 if none.
@@ -36,6 +37,7 @@ class HessianFreeReport:
     outcome: str
     loss_before: float
     loss_after: float
+    gradient_loss: float
     gradient_norm: float
     cg_iterations: int
     cg_reason: str

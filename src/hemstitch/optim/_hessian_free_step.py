@@ -75,14 +75,14 @@ class HessianFreeStep:
             gradient = self.passes.gradient(want_squares=self.optimizer.preconditioner == "fisher")
             slope = gradient.flat + self.decay * self.origin
         norm = slope.norm().item()
+        known = dict(gradient_norm=norm, gradient_loss=gradient.loss, noise=gradient.noise)
         if not math.isfinite(norm):
-            return self._report("non-finite gradient", before)
+            return self._report("non-finite gradient", before, **known)
         with self._timed("curvature"), kept_statistics(self.optimizer.model):
             A = self.passes.curvature(self.optimizer.keep_graphs)
             self.result = self._solve(A, slope, gradient)
             predicted = self._predicted(A, slope)
             del A                                           # the graphs are not needed any more, their memory is
-        known = dict(gradient_norm=norm, noise=gradient.noise)
         if not self.result.iterations:
             return self._report("no direction", before, fail=True, **known)
         return self._search(slope, before, predicted, known)
@@ -161,7 +161,8 @@ class HessianFreeStep:
 
     def _report(
         self, outcome: str, before: float, *, after: float | None = None, fail: bool = False, rho: float = math.nan,
-        step_length: float = 0.0, iterate: int = 0, gradient_norm: float = math.nan, noise: float = math.inf,
+        step_length: float = 0.0, iterate: int = 0, gradient_norm: float = math.nan, gradient_loss: float = math.nan,
+        noise: float = math.inf,
     ) -> HessianFreeReport:
         optimizer, result = self.optimizer, self.result
         damping, accepted = optimizer.damping, outcome == "accepted"
@@ -169,7 +170,7 @@ class HessianFreeStep:
             damping = optimizer.damping_rule.adjust(damping, rho if accepted else -math.inf)
         return HessianFreeReport(
             step=optimizer.num_steps, accepted=accepted, outcome=outcome, loss_before=before,
-            loss_after=before if after is None else after, gradient_norm=gradient_norm,
+            loss_after=before if after is None else after, gradient_norm=gradient_norm, gradient_loss=gradient_loss,
             cg_iterations=0 if result is None else result.iterations, cg_reason="" if result is None else result.reason,
             iterate=iterate, damping=optimizer.damping, next_damping=damping, rho=rho, step_length=step_length,
             weights=dict(self.passes.weights), passes=dict(self.passes.counts), seconds=self.seconds, noise=noise)

@@ -1,7 +1,6 @@
 """Curves of runs against steps, passes over the data, wall time and CPU time."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -80,17 +79,11 @@ def run_curves(run: Run) -> Html:
     return axis_tabs([run], lambda axis: (metric_plot(run, name, axis) for name in names if is_main(name)))
 
 
-def run_diagnostics(run: Run) -> Html:
-    """Every other metric of a run against steps, and the pictures of its newest state."""
-    plots = [metric_plot(run, name, "steps") for name in _names([run]) if not is_main(name)]
-    plots += [_diagram(content) for content in run.diagrams.values()]
+def run_diagnostics(run: Run, leave_out: Callable[[str], bool] | None = None) -> Html:
+    """Every other metric of a run against steps, but those that are shown elsewhere."""
+    names = [name for name in _names([run]) if not is_main(name) and not (leave_out and leave_out(name))]
+    plots = [metric_plot(run, name, "steps") for name in names]
     return element("div", *plots, class_="plots") if plots else Html()
-
-
-def _diagram(content: Mapping[str, Any]) -> Html:
-    lines = [Series(x=line["x"], y=line["y"], label=str(line.get("label", "")), color=k)
-             for k, line in enumerate(content.get("lines", ()))]  # fmt: skip
-    return line_plot(lines, title=str(content.get("title", "")), x_label=str(content.get("x_label", "")))
 
 
 def metric_plot(run: Run, name: str, axis: str) -> Html:

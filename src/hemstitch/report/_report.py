@@ -9,6 +9,7 @@ from pathlib import Path
 from hemstitch.report._curves import run_curves, run_diagnostics, title_of
 from hemstitch.report._decoded import decoded_sections
 from hemstitch.report._files import write_whole
+from hemstitch.report._hessian_free import hessian_free_plots, is_hessian_free
 from hemstitch.report._html import Html, cards, details, element, join, note, page, section, table
 from hemstitch.report._run import Event, Run, Score, read_run
 from hemstitch.report._text import NOTHING, duration, interval, known, literal, number, percent, plural
@@ -41,6 +42,7 @@ def report_page(run: Run) -> Html:
     """The report of a run as a document."""
     seed = f", seed {run.seed}" if run.seed != "?" else ""
     started = run.environment.get("started")
+    steps = hessian_free_plots(run)
     return page(
         f"{run.name}{seed}",
         _state(run),
@@ -48,7 +50,8 @@ def report_page(run: Run) -> Html:
         section("Curves", run_curves(run)) if run.metrics else None,
         section("What was skipped or went wrong", _events(run)),
         section("What was recognised", decoded_sections(run.decoded)) if run.decoded else None,
-        section("Diagnostics", run_diagnostics(run)),
+        section("Hessian-free steps", steps) if steps else None,
+        section("Diagnostics", run_diagnostics(run, leave_out=is_hessian_free if steps else None)),
         section("Configuration", _configuration(run)),
         section("Environment", _environment(run)),
         section("How to reproduce", _reproduction(run)),

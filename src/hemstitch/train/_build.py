@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from hemstitch.train._run_folder import RunFolder
 from hemstitch.train._schedules import Schedule
 from hemstitch.train._sequences import LatticeFreeTask
 from hemstitch.train._strategies import ClosureSteps, Gradient, SinglePass, Strategy
+from hemstitch.train._strategy_hessian_free import build_hessian_free
 
 MODELS: dict[type, Callable[..., nn.Module]] = {
     o.FeedForwardModel: FeedForward,
@@ -44,15 +45,13 @@ def build_device(options: o.Training) -> torch.device:
     return torch.device("cuda" if options.device == "cuda" or (options.device == "auto" and available) else "cpu")
 
 
-def build_task(
-    recipe: Recipe, device: torch.device, console: Console, kept: Mapping[str, Any] | None = None
-) -> Any:
-    """Data and supervision; ``kept``: what a run folder has kept of its preparations."""
+def build_task(recipe: Recipe, device: torch.device, console: Console) -> Any:
+    """Data and supervision."""
     if isinstance(recipe.data, o.ImageData):
         return ImageTask(recipe.data, device)
     if isinstance(recipe.criterion, o.LatticeFreeMmi):
         return LatticeFreeTask(recipe, device, console)
-    return FrameTask(recipe, device, console, kept)
+    return FrameTask(recipe, device, console)
 
 
 def build_model(recipe: Recipe, num_inputs: int, num_outputs: int) -> nn.Module:
@@ -144,28 +143,28 @@ class Run:
         )
 
 
-def build_run(recipe: Recipe, console: Console, kept: Mapping[str, Any] | None = None) -> Run:
-    """Every part of a run.
-
-    Args:
-        recipe: what to do.
-        console: messages.
-        kept: what the folder of a run that goes on has kept (:meth:`RunFolder.kept`); ``None``: begin afresh.
-    """
+def build_run(recipe: Recipe, console: Console) -> Run:
+    """Every part of a run."""
     device = build_device(recipe.train)
-    task = build_task(recipe, device, console, kept)
+    task = build_task(recipe, device, console)
     model = build_model(recipe, task.num_inputs, task.num_outputs).to(device)
     task.bind(model)
-    natural = build_natural_gradient(recipe, model)
-    optimizer = build_optimizer(recipe, model, natural)
+    source = task.source(recipe.train.batch_size, recipe.seed)
+    natural = None
+    if isinstance(recipe.update, o.HessianFree):
+        optimizer, strategy, source = build_hessian_free(recipe, task, model, source)
+    else:
+        natural = build_natural_gradient(recipe, model)
+        optimizer = build_optimizer(recipe, model, natural)
+        strategy = build_strategy(recipe, task, model, optimizer)
     return Run(
         recipe=recipe,
         task=task,
         model=model,
         optimizer=optimizer,
-        strategy=build_strategy(recipe, task, model, optimizer),
+        strategy=strategy,
         schedule=Schedule(recipe.schedule, recipe.train.epochs),
-        source=task.source(recipe.train.batch_size, recipe.seed),
+        source=source,
         console=console,
         stateful={} if natural is None else {"natural_gradient": natural},
     )

@@ -79,7 +79,8 @@ class Window:
     errors: float = 0.0
     norm: float = 0.0
     steps: int = 0
-    extra: dict[str, list[float]] = field(default_factory=dict)  # name -> [sum, number of steps that told it]
+    extra: dict[str, float] = field(default_factory=dict)
+    extra_steps: dict[str, int] = field(default_factory=dict)
 
     def add(self, report: StepReport) -> None:
         """Add a step that was applied."""
@@ -89,8 +90,8 @@ class Window:
         self.norm += report.gradient_norm or 0.0
         self.steps += 1
         for name, value in report.extra.items():
-            total, count = self.extra.get(name, (0.0, 0))
-            self.extra[name] = [total + value, count + 1]
+            self.extra[name] = self.extra.get(name, 0.0) + value
+            self.extra_steps[name] = self.extra_steps.get(name, 0) + 1
 
 
 class Interrupted(Exception):
@@ -140,7 +141,7 @@ class Loop:
         self.watch: Watch | None = None
         self.progress, self.window = Progress(), Window()
         self.clock = (time.perf_counter(), time.process_time())
-        self.stop_requested = self.save_is_due = False
+        self.stop_requested = False
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -156,6 +157,8 @@ class Loop:
             self.save()
         try:
             with self.console.progress(self.options.epochs * self.source.indices.batches_per_epoch) as bar:
+                if hasattr(self.strategy, "watch"):  # a step that takes long tells how far it is
+                    self.strategy.watch = lambda text: bar.update(self.progress.step, f"{self.description()}  {text}")
                 while not self.finished:
                     if self.source.indices.at_epoch_end:
                         self.end_epoch()
@@ -164,8 +167,7 @@ class Loop:
                     self.one_step()
                     bar.update(self.progress.step, self.description())
                     if self.stop_requested:
-                        if self.at_rest:
-                            self.save()
+                        self.save()
                         raise Interrupted
         finally:
             for number, handler in handlers.items():
@@ -175,11 +177,6 @@ class Loop:
     def finished(self) -> bool:
         """Whether the last epoch has been looked at."""
         return self.progress.looked >= self.options.epochs
-
-    @property
-    def at_rest(self) -> bool:
-        """Whether all there is to save is here: not between two averages, nor with gradients on their way."""
-        return getattr(self.strategy, "at_rest", True)
 
     def one_step(self) -> None:
         """One update, or the decision not to make it."""
@@ -198,8 +195,6 @@ class Loop:
         if progress.step % self.options.log_every == 0:
             self.log_training()
         if self.options.checkpoint_every and progress.step % self.options.checkpoint_every == 0:
-            self.save_is_due = True
-        if self.save_is_due and self.at_rest:
             self.save()
 
     def end_epoch(self) -> None:
@@ -207,8 +202,6 @@ class Loop:
         indices, progress = self.source.indices, self.progress
         epoch = indices.epoch + 1
         self.log_training()
-        for name, diagram in getattr(self.strategy, "diagrams", dict)().items():
-            self.folder.write_diagram(name, diagram)
         if epoch % self.options.evaluate_every == 0 or epoch == self.options.epochs:
             values = self.task.evaluate(self.model)
             self.log("dev", values)
@@ -291,8 +284,7 @@ class Loop:
             "error": window.errors / window.weight,
             "gradient_norm": window.norm / window.steps,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **{name: total / count for name, (total, count) in window.extra.items()},
-            **getattr(self.strategy, "totals", dict)(),
+            **{name: total / window.extra_steps[name] for name, total in window.extra.items()},
         }
         self.log("train", values)
         self.window = Window()
@@ -316,7 +308,6 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint."""
         self._tick()
-        self.save_is_due = False
         best = self.progress.best_step if self.progress.best_step >= 0 else None
         self.folder.save_checkpoint(self.progress.step, self.state_dict(), keep=self.options.keep, best_step=best)
 

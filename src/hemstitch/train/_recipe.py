@@ -32,7 +32,8 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     },
     "criterion": {"cross-entropy": o.CrossEntropy, "lattice-free-mmi": o.LatticeFreeMmi},
     "gradient": {"plain": o.PlainGradient, "natural": o.NaturalGradientOptions},
-    "update": {"sgd": o.MomentumSgd, "max-change-sgd": o.MaxChangeSgd, "adam": o.Adam, "adamw": o.AdamW},
+    "update": {"sgd": o.MomentumSgd, "max-change-sgd": o.MaxChangeSgd, "adam": o.Adam, "adamw": o.AdamW,
+               "hessian-free": o.HessianFree},
     "backstitch": o.Backstitch,
     "schedule": {
         "constant": o.ConstantRate,

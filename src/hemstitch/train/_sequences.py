@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hemstitch.criteria import LatticeFreeMMI
+from hemstitch.criteria import LatticeFreeMMI, OutputCurvature
 from hemstitch.errors import ConfigError
 from hemstitch.graphs import Graph, compose, denominator_graph, estimate_phone_lm, normalisation_graph
 from hemstitch.sampling import BatchSource, EqualLengthEpochs
@@ -52,9 +52,6 @@ class LatticeFreeTask(SpeechTask):
         if recipe.hmm.topology != "chain":
             raise ConfigError("criterion.kind = 'lattice-free-mmi' needs hmm.topology = 'chain': the network's outputs "
                               "are then scores of a phone's first and further frames")  # fmt: skip
-        if recipe.hmm.context != "none":
-            raise ConfigError("criterion.kind = 'lattice-free-mmi' starts without an alignment, so there is nothing to "
-                              "grow trees on: set hmm.context = 'none'")  # fmt: skip
         super().__init__(recipe, device, console)
         options: LatticeFreeMmi = recipe.criterion
         sequences = phone_sequences(self, self.parts["train"])
@@ -86,6 +83,10 @@ class LatticeFreeTask(SpeechTask):
     def criterion(self, outputs: Tensor, targets: Supervision) -> Any:
         """The objective of a batch."""
         return self.objective(outputs, targets.lengths, targets.graphs)
+
+    def curvature(self, outputs: Tensor, targets: Supervision) -> OutputCurvature:
+        """The curvature of the objective at the outputs, for Hessian-free optimisation."""
+        return self.objective.curvature(outputs, targets.lengths, targets.graphs)
 
     def source(self, batch_size: int, seed: int) -> BatchSource[Batch]:
         """Batches of whole utterances of one length."""
