@@ -4,6 +4,16 @@ from hemstitch.graphs._beam import beam_search
 from hemstitch.graphs._denominator import denominator_posteriors, initial_probabilities
 from hemstitch.graphs._forward_backward import Posteriors
 from hemstitch.graphs._graph import Graph
+from hemstitch.graphs._lattice import Lattice, LatticeGraph, lattice_search, path_of_pdfs
+from hemstitch.graphs._lattice_sums import (
+    LatticeSums,
+    Sentence,
+    arc_weights,
+    frame_sums,
+    lattice_sums,
+    nbest,
+    restricted_to,
+)
 from hemstitch.graphs._numerator import add_numerator_occupancies, numerator_posteriors
 from hemstitch.graphs._numerator_graph import (
     alignment_graph,
@@ -19,22 +29,33 @@ from hemstitch.graphs._viterbi import NoPathError, Path, shortest_length, viterb
 
 __all__ = [
     "Graph",
+    "Lattice",
+    "LatticeGraph",
+    "LatticeSums",
     "NoPathError",
     "Path",
     "Posteriors",
+    "Sentence",
     "add_numerator_occupancies",
     "alignment_graph",
+    "arc_weights",
     "beam_search",
     "compose",
     "denominator_graph",
     "denominator_posteriors",
     "estimate_phone_lm",
     "expand_phones",
+    "frame_sums",
     "initial_probabilities",
+    "lattice_search",
+    "lattice_sums",
     "minimise",
+    "nbest",
     "normalisation_graph",
     "numerator_posteriors",
+    "path_of_pdfs",
     "phone_sequence_graph",
+    "restricted_to",
     "shortest_length",
     "slice_frames",
     "trimmed",
