@@ -40,6 +40,17 @@ def test_report_of_a_complete_run(make_run, parse):
     assert page.values("name").count(page.values("name")[-1]) == 4  # steps, passes, wall time, CPU time
 
 
+def test_pictures_of_a_run_are_shown_and_damaged_ones_named(make_run, parse):
+    folder = make_run()
+    (folder / "diagrams").mkdir()
+    line = {"label": "replicas", "x": [0, 1], "y": [0.2, 0.8]}
+    picture = {"title": "Ages of gradients", "x_label": "updates", "lines": [line]}
+    (folder / "diagrams" / "ages.json").write_text(json.dumps(picture))
+    (folder / "diagrams" / "cut.json").write_text(json.dumps(picture | {"lines": [{"x": [0, 1], "y": [0.2]}]}))
+    text = parse(write_report(folder)).text
+    assert "Ages of gradients" in text and "cut.json is no picture of ours" in text
+
+
 def test_report_of_a_killed_run_says_so(make_run, parse):
     folder = make_run()
     (folder / "result.json").unlink()

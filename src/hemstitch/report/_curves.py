@@ -1,6 +1,7 @@
 """Curves of runs against steps, passes over the data, wall time and CPU time."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -80,10 +81,17 @@ def run_curves(run: Run) -> Html:
 
 
 def run_diagnostics(run: Run, leave_out: Callable[[str], bool] | None = None) -> Html:
-    """Every other metric of a run against steps, but those that are shown elsewhere."""
+    """Every other metric of a run against steps, but those that are shown elsewhere, and pictures of its state."""
     names = [name for name in _names([run]) if not is_main(name) and not (leave_out and leave_out(name))]
     plots = [metric_plot(run, name, "steps") for name in names]
+    plots += [_diagram(content) for content in run.diagrams.values()]
     return element("div", *plots, class_="plots") if plots else Html()
+
+
+def _diagram(content: Mapping[str, Any]) -> Html:
+    lines = [Series(x=line["x"], y=line["y"], label=str(line.get("label", "")), color=k)
+             for k, line in enumerate(content.get("lines", ()))]  # fmt: skip
+    return line_plot(lines, title=str(content.get("title", "")), x_label=str(content.get("x_label", "")))
 
 
 def metric_plot(run: Run, name: str, axis: str) -> Html:

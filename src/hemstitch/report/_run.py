@@ -6,6 +6,7 @@
 ``metrics.jsonl``        step, epoch, samples, passes, wall and CPU seconds, split, name, value
 ``events.jsonl``         wall_seconds, step, level, kind, message
 ``checkpoints/``         step-00001234.safetensors
+``diagrams/NAME.json``    title, x_label, lines of label, x and y
 ``decode/SPLIT.jsonl``   id, speaker, reference, hypothesis, seconds
 ``result.json``          status, summary, word error rates, accuracies
 =======================  ==============================================================================
@@ -175,6 +176,11 @@ class Run:
         return {split: utterances for split, (utterances, _) in self._decoded.items() if utterances}
 
     @property
+    def diagrams(self) -> dict[str, dict[str, object]]:
+        """Name to a picture of the run's newest state: {"title", "x_label", "lines": [{"label", "x", "y"}]}."""
+        return {name: content for name, (content, _) in self._diagrams.items() if content}
+
+    @property
     def result(self) -> dict[str, object]:
         """``result.json``, empty while the run has not ended."""
         return self._result[0]
@@ -203,7 +209,8 @@ class Run:
     @property
     def problems(self) -> tuple[str, ...]:
         """What is missing from the folder or could not be read; reads all of it."""
-        parts = (self._config, self._environment, self._metrics, self._events, self._result, *self._decoded.values())
+        folders = (*self._decoded.values(), *self._diagrams.values())
+        parts = (self._config, self._environment, self._metrics, self._events, self._result, *folders)
         return tuple(problem for _, problems in parts for problem in problems)
 
     @cached_property
@@ -233,6 +240,10 @@ class Run:
     @cached_property
     def _decoded(self) -> dict[str, tuple[tuple[Decoded, ...], list[str]]]:
         return {path.stem: _read_lines(path, _utterance) for path in sorted((self.folder / "decode").glob("*.jsonl"))}
+
+    @cached_property
+    def _diagrams(self) -> dict[str, tuple[dict[str, object], list[str]]]:
+        return {path.stem: _read_diagram(path) for path in sorted((self.folder / "diagrams").glob("*.json"))}
 
     @cached_property
     def _result(self) -> tuple[dict[str, object], list[str]]:
@@ -275,6 +286,18 @@ def _read_object(path: Path) -> tuple[dict[str, Any], list[str]]:
         return dict(json.loads(content).items()), []
     except _UNREADABLE:
         return {}, [f"{path.name} is damaged or half-written (not a JSON object) and was left out"]
+
+
+def _read_diagram(path: Path) -> tuple[dict[str, Any], list[str]]:
+    content, problems = _read_object(path)
+    try:
+        for line in content.get("lines", ()):
+            line["x"], line["y"] = ([_number(value) for value in line[axis]] for axis in "xy")
+            if not len(line["x"]) == len(line["y"]) > 0:
+                raise ValueError
+    except _UNREADABLE:
+        return {}, [f"{path.name} is no picture of ours and was left out"]
+    return content, problems
 
 
 def _read_lines(path: Path, parse: Callable[[dict], Record]) -> tuple[tuple[Record, ...], list[str]]:

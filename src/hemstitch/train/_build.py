@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -45,13 +45,15 @@ def build_device(options: o.Training) -> torch.device:
     return torch.device("cuda" if options.device == "cuda" or (options.device == "auto" and available) else "cpu")
 
 
-def build_task(recipe: Recipe, device: torch.device, console: Console) -> Any:
-    """Data and supervision."""
+def build_task(
+    recipe: Recipe, device: torch.device, console: Console, kept: Mapping[str, Any] | None = None
+) -> Any:
+    """Data and supervision; ``kept``: what a run folder has kept of its preparations."""
     if isinstance(recipe.data, o.ImageData):
         return ImageTask(recipe.data, device)
     if isinstance(recipe.criterion, o.LatticeFreeMmi):
         return LatticeFreeTask(recipe, device, console)
-    return FrameTask(recipe, device, console)
+    return FrameTask(recipe, device, console, kept)
 
 
 def build_model(recipe: Recipe, num_inputs: int, num_outputs: int) -> nn.Module:
@@ -143,10 +145,16 @@ class Run:
         )
 
 
-def build_run(recipe: Recipe, console: Console) -> Run:
-    """Every part of a run."""
+def build_run(recipe: Recipe, console: Console, kept: Mapping[str, Any] | None = None) -> Run:
+    """Every part of a run.
+
+    Args:
+        recipe: what to do.
+        console: messages.
+        kept: what the folder of a run that goes on has kept (:meth:`RunFolder.kept`); ``None``: begin afresh.
+    """
     device = build_device(recipe.train)
-    task = build_task(recipe, device, console)
+    task = build_task(recipe, device, console, kept)
     model = build_model(recipe, task.num_inputs, task.num_outputs).to(device)
     task.bind(model)
     source = task.source(recipe.train.batch_size, recipe.seed)

@@ -175,7 +175,11 @@ def type_name(hint: Any) -> str:
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """The ``Attributes:`` of a class docstring: field -> text. Fields that share a line share its text."""
+    """The ``Attributes:`` of the docstrings of a class and its bases: field -> text; a line may name several fields."""
+    return {field: text for base in reversed(cls.__mro__) for field, text in _own_help(base).items()}
+
+
+def _own_help(cls: type) -> dict[str, str]:
     entries: dict[str, str] = {}
     current: list[str] = []
     body = (cls.__doc__ or "").partition("Attributes:")[2]

@@ -1,11 +1,12 @@
 """The frame task: alignments made and renewed with the network itself.
 
-Equal alignment -> Viterbi with one Gaussian per state (flat start) -> frame cross-entropy on shuffled frames ->
-Viterbi realignment with the network after some epochs.
+Equal alignment -> Viterbi with one Gaussian per state (flat start) -> states tied by context, if the recipe says so ->
+frame cross-entropy on shuffled frames -> Viterbi realignment with the network after some epochs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from hemstitch.criteria import CrossEntropy
 from hemstitch.sampling import BatchSource, ShuffledEpochs
-from hemstitch.speech import Gaussians
+from hemstitch.speech import TiedTopology
 from hemstitch.train._console import Console
+from hemstitch.train._flat_start import convert_targets, gaussian_rounds, tied_topology
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._speech import SpeechTask, part_outputs
-from hemstitch.train._speech_data import Part, realign
+from hemstitch.train._speech_data import Part, best_alignments, take_targets
 from hemstitch.train._strategies import Batch
 
 
@@ -27,19 +29,27 @@ class FrameTask(SpeechTask):
 
     criterion = CrossEntropy()
 
-    def __init__(self, recipe: Recipe, device: torch.device, console: Console) -> None:
+    def __init__(
+        self, recipe: Recipe, device: torch.device, console: Console, kept: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(recipe, device, console)
-        self.flat_start(recipe.hmm.flat_start)
+        if kept is None:
+            self.flat_start()
+        elif "topology" in kept:
+            self.use_topology(TiedTopology.from_dict(kept["topology"]))
 
-    def flat_start(self, rounds: int) -> None:
-        """From the equal alignment to that of one Gaussian per state, estimated on the training part."""
-        train = self.parts["train"]
-        for _ in range(rounds):
-            gaussians = Gaussians.estimate(train.frames, train.targets.numpy(), self.num_outputs)
-            for name in ("train", "dev"):
-                part = self.parts[name]
-                loglikes = torch.from_numpy(gaussians.loglikelihoods(part.frames))
-                realign(part, loglikes, self.lexicon, self.topology)
+    def flat_start(self) -> None:
+        """From the equal alignment to that of one Gaussian per state, the states tied if the recipe says so."""
+        hmm, untied = self.recipe.hmm, self.topology
+        alignments = gaussian_rounds(self.parts, self.lexicon, untied, hmm.flat_start)
+        if hmm.context != "none":
+            self.use_topology(tied_topology(self.parts["train"], alignments["train"], untied, hmm))
+            convert_targets(self.parts, alignments, untied, self.topology)
+            gaussian_rounds(self.parts, self.lexicon, self.topology, hmm.tied_rounds)
+
+    def kept(self) -> dict[str, Any]:
+        """What a run folder keeps of the preparations, so that they need not be repeated; see ``__init__``."""
+        return {"topology": self.topology.to_dict()} if isinstance(self.topology, TiedTopology) else {}
 
     def source(self, batch_size: int, seed: int) -> BatchSource[Batch]:
         """Frame-shuffled minibatches of the training part."""
@@ -74,7 +84,7 @@ class FrameTask(SpeechTask):
         for name in ("train", "dev"):
             part = self.parts[name]
             loglikes = self.scores(model, part)[0] - priors
-            changed[name] = realign(part, loglikes, self.lexicon, self.topology)
+            changed[name] = take_targets(part, best_alignments(part, loglikes.__getitem__, self.lexicon, self.topology))
         events = [("realign", f"realigned after epoch {epoch}: {changed['train']:.1%} of the training frames moved")]
         if epoch == self.recipe.hmm.restart:
             events.append(("restart", "the network is drawn anew; its alignment is kept"))

@@ -79,8 +79,7 @@ class Window:
     errors: float = 0.0
     norm: float = 0.0
     steps: int = 0
-    extra: dict[str, float] = field(default_factory=dict)
-    extra_steps: dict[str, int] = field(default_factory=dict)
+    extra: dict[str, list[float]] = field(default_factory=dict)  # name -> [sum, number of steps that told it]
 
     def add(self, report: StepReport) -> None:
         """Add a step that was applied."""
@@ -90,8 +89,8 @@ class Window:
         self.norm += report.gradient_norm or 0.0
         self.steps += 1
         for name, value in report.extra.items():
-            self.extra[name] = self.extra.get(name, 0.0) + value
-            self.extra_steps[name] = self.extra_steps.get(name, 0) + 1
+            total, count = self.extra.get(name, (0.0, 0))
+            self.extra[name] = [total + value, count + 1]
 
 
 class Interrupted(Exception):
@@ -141,7 +140,7 @@ class Loop:
         self.watch: Watch | None = None
         self.progress, self.window = Progress(), Window()
         self.clock = (time.perf_counter(), time.process_time())
-        self.stop_requested = False
+        self.stop_requested = self.save_is_due = False
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -167,7 +166,8 @@ class Loop:
                     self.one_step()
                     bar.update(self.progress.step, self.description())
                     if self.stop_requested:
-                        self.save()
+                        if self.at_rest:
+                            self.save()
                         raise Interrupted
         finally:
             for number, handler in handlers.items():
@@ -177,6 +177,11 @@ class Loop:
     def finished(self) -> bool:
         """Whether the last epoch has been looked at."""
         return self.progress.looked >= self.options.epochs
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether all there is to save is here: not between two averages, nor with gradients on their way."""
+        return getattr(self.strategy, "at_rest", True)
 
     def one_step(self) -> None:
         """One update, or the decision not to make it."""
@@ -195,6 +200,8 @@ class Loop:
         if progress.step % self.options.log_every == 0:
             self.log_training()
         if self.options.checkpoint_every and progress.step % self.options.checkpoint_every == 0:
+            self.save_is_due = True
+        if self.save_is_due and self.at_rest:
             self.save()
 
     def end_epoch(self) -> None:
@@ -202,6 +209,8 @@ class Loop:
         indices, progress = self.source.indices, self.progress
         epoch = indices.epoch + 1
         self.log_training()
+        for name, diagram in getattr(self.strategy, "diagrams", dict)().items():
+            self.folder.write_diagram(name, diagram)
         if epoch % self.options.evaluate_every == 0 or epoch == self.options.epochs:
             values = self.task.evaluate(self.model)
             self.log("dev", values)
@@ -284,7 +293,8 @@ class Loop:
             "error": window.errors / window.weight,
             "gradient_norm": window.norm / window.steps,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **{name: total / window.extra_steps[name] for name, total in window.extra.items()},
+            **{name: total / count for name, (total, count) in window.extra.items()},
+            **getattr(self.strategy, "totals", dict)(),
         }
         self.log("train", values)
         self.window = Window()
@@ -308,6 +318,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint."""
         self._tick()
+        self.save_is_due = False
         best = self.progress.best_step if self.progress.best_step >= 0 else None
         self.folder.save_checkpoint(self.progress.step, self.state_dict(), keep=self.options.keep, best_step=best)
 

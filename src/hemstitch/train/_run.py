@@ -37,6 +37,7 @@ def train(recipe: Recipe, path: Path | None = None, console: Console | None = No
     console = console or Console()
     run = build_run(recipe, console)
     folder = RunFolder.create(path or next_run_path(Path("runs"), recipe.name), recipe.with_origins())
+    folder.keep(getattr(run.task, "kept", dict)())
     console.say(f"run folder: {folder.path}")
     return _go(run, folder, run.loop(folder), watch)
 
@@ -51,7 +52,8 @@ def resume(path: Path, console: Console | None = None, watch: Watch | None = Non
     if (path / RESULT).exists() and read_json(path / RESULT).get("status") == "finished":
         console.say(f"{path}: finished already")
         return path
-    run = build_run(restore_recipe(folder.config()), console)
+    run = build_run(restore_recipe(folder.config()), console, folder.kept())
+    folder.keep(getattr(run.task, "kept", dict)())
     loop = run.loop(folder)
     found = folder.load_newest()
     state, complaints = found or (None, [])
@@ -100,7 +102,7 @@ def load_trained(path: Path, console: Console, overrides: dict[str, Any] | None 
     config = folder.config()
     for key, value in (overrides or {}).items():
         config[key] = {"value": value, "origin": "command line"}
-    run = build_run(restore_recipe(config), console)
+    run = build_run(restore_recipe(config), console, folder.kept())
     found = folder.load_newest()
     if found is None:
         raise RunError(f"{path}: no checkpoint yet, nothing to decode with. `hemstitch resume` it first.")

@@ -3,9 +3,11 @@
 ===================  ==================================================================
 config.json          ``section.field`` -> value and origin
 environment.json     versions, machine, threads, device
+kept.json            preparations that need not be repeated: the decision trees of tied states
 metrics.jsonl        the truth: one measured value a line, against every x-axis
 events.jsonl         what happened: skipped data, realignments, non-finite steps, resumes
 checkpoints/         ``step-00001234.safetensors``; the newest few and the best
+diagrams/            pictures of the newest state, such as ages of gradients
 decode/              recognised words of each utterance
 result.json          the summary at the end
 report.html          the report
@@ -32,8 +34,8 @@ import hemstitch
 from hemstitch.errors import RunError
 from hemstitch.train._checkpoint import cannot_write, load_checkpoint, save_checkpoint, write_atomically
 
-CONFIG, ENVIRONMENT, RESULT = "config.json", "environment.json", "result.json"
-METRICS, EVENTS, CHECKPOINTS = "metrics.jsonl", "events.jsonl", "checkpoints"
+CONFIG, ENVIRONMENT, RESULT, KEPT = "config.json", "environment.json", "result.json", "kept.json"
+METRICS, EVENTS, CHECKPOINTS, DIAGRAMS = "metrics.jsonl", "events.jsonl", "checkpoints", "diagrams"
 
 
 class JsonLines:
@@ -108,6 +110,17 @@ class RunFolder:
         """``section.field`` -> value and origin."""
         return read_json(self.path / CONFIG)
 
+    def keep(self, preparations: dict[str, Any]) -> None:
+        """Write kept.json, if there is anything to keep."""
+        if preparations:
+            write_json(self.path / KEPT, preparations)
+
+    def kept(self) -> dict[str, Any] | None:
+        """What :meth:`keep` wrote, empty if nothing; ``None`` before the first checkpoint: prepare again."""
+        if not self.checkpoints():
+            return None
+        return read_json(self.path / KEPT) if (self.path / KEPT).exists() else {}
+
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"))
@@ -150,6 +163,11 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""
         write_json(self.path / RESULT, result)
+
+    def write_diagram(self, name: str, diagram: dict[str, Any]) -> None:
+        """Write a picture of the run's state, for the report: see ``hemstitch.report``; replaces the former one."""
+        (self.path / DIAGRAMS).mkdir(exist_ok=True)
+        write_json(self.path / DIAGRAMS / f"{name}.json", diagram)
 
     def write_lines(self, name: str, rows: Iterable[dict[str, Any]]) -> Path:
         """Write ``name`` (a path in the folder) as one JSON object a line, all or nothing."""

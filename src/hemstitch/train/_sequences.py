@@ -52,6 +52,9 @@ class LatticeFreeTask(SpeechTask):
         if recipe.hmm.topology != "chain":
             raise ConfigError("criterion.kind = 'lattice-free-mmi' needs hmm.topology = 'chain': the network's outputs "
                               "are then scores of a phone's first and further frames")  # fmt: skip
+        if recipe.hmm.context != "none":
+            raise ConfigError("criterion.kind = 'lattice-free-mmi' starts without an alignment, so there is nothing to "
+                              "grow trees on: set hmm.context = 'none'")  # fmt: skip
         super().__init__(recipe, device, console)
         options: LatticeFreeMmi = recipe.criterion
         sequences = phone_sequences(self, self.parts["train"])

@@ -28,6 +28,7 @@ from hemstitch.speech import (
     decode,
     decoding_graph,
     position_dependent,
+    training_graph,
     word_error_rate,
 )
 from hemstitch.train._console import Console
@@ -75,6 +76,19 @@ class SpeechTask:
         if data.dev not in corpus.splits:
             corpus = corpus.split_by_speaker(data.dev_share, seed=data.dev_seed, split=data.train, into=data.dev)
         return corpus.select(data.train, data.dev, data.test)
+
+    def use_topology(self, topology: Topology) -> None:
+        """Go on with other hidden Markov models: their pdfs are the outputs of the network."""
+        self.topology, self.num_outputs = topology, topology.num_pdfs
+        for part in (self.parts["train"], self.parts["dev"]):
+            part.graphs = [
+                training_graph(u.text.split(), self.lexicon, topology, self.recipe.hmm.silence_probability)
+                for u in part.utterances
+            ]
+
+    def kept(self) -> dict[str, Any]:
+        """What a run folder keeps of the preparations."""
+        return {}
 
     def bind(self, model: nn.Module) -> None:
         """Lay the frames out with the context that the model wants."""

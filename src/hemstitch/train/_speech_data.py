@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from hemstitch.errors import DataError
 from hemstitch.graphs import Graph
 from hemstitch.sampling import FrameWindows
 from hemstitch.speech import (
+    Alignment,
     BrokenUtterance,
     Corpus,
     FeatureOptions,
@@ -98,20 +99,27 @@ def supervised_part(
     return Part(usable, frames, offsets, graphs, torch.from_numpy(np.concatenate(targets))), broken
 
 
-def realign(part: Part, loglikes: Tensor, lexicon: Lexicon, topology: Topology) -> float:
-    """Replace the targets by the best path through each training graph; returns the share of frames that changed.
+def best_alignments(
+    part: Part, loglikes: Callable[[slice], np.ndarray | Tensor], lexicon: Lexicon, topology: Topology
+) -> list[Alignment]:
+    """The best path through the training graph of each utterance.
 
     Args:
-        part: its targets are replaced.
-        loglikes: (frame, pdf) log-likelihoods of all its frames.
+        part: a supervised part.
+        loglikes: from the place of an utterance's frames in the part to their (frame, pdf) log-likelihoods.
         lexicon, topology: what the graphs were made from.
     """
 
-    def best(index: int) -> np.ndarray:
+    def best(index: int) -> Alignment:
         words, graph = part.utterances[index].text.split(), part.graphs[index]
-        return align(loglikes[part.cut(index)], words, lexicon, topology, graph=graph).pdfs
+        return align(loglikes(part.cut(index)), words, lexicon, topology, graph=graph)
 
-    targets = torch.from_numpy(np.concatenate(in_threads(best, range(len(part.graphs)))))
+    return in_threads(best, range(len(part.graphs)))
+
+
+def take_targets(part: Part, alignments: Sequence[Alignment]) -> float:
+    """Let a part learn these alignments; returns the share of frames whose target changed."""
+    targets = torch.from_numpy(np.concatenate([alignment.pdfs for alignment in alignments]))
     changed = float((targets != part.targets).double().mean())
     part.targets = targets
     return changed

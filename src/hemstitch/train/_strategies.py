@@ -60,7 +60,12 @@ class StepReport:
 
 
 class Strategy(Protocol):
-    """One step of training."""
+    """One step of training.
+
+    What a strategy may have besides ``step``: ``state_dict`` and ``load_state_dict`` if it has a state of its own;
+    ``at_rest``: whether the run can be saved after this step; ``totals()``: further values to log with the training
+    loss; ``diagrams()``: pictures for the report, by name: {"title", "x_label", "lines": [{"label", "x", "y"}]}.
+    """
 
     def step(self, source: BatchSource[Batch]) -> StepReport:
         """Take data from the source and change the parameters, or report why not."""

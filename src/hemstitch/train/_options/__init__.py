@@ -5,7 +5,17 @@ from hemstitch.train._options._data import ImageData, SpeechData
 from hemstitch.train._options._hessian_free import HessianFree
 from hemstitch.train._options._models import BlstmModel, FeedForwardModel, MlpModel, TdnnLstmModel, TdnnModel
 from hemstitch.train._options._order import ForwardOrder
-from hemstitch.train._options._parallel import LocalParallel
+from hemstitch.train._options._parallel import (
+    Asynchronous,
+    Averaging,
+    AveragingRule,
+    DataParallel,
+    LocalParallel,
+    SimulatedAsynchronous,
+    SimulatedCluster,
+    VirtualAveraging,
+    WorkerProcesses,
+)
 from hemstitch.train._options._schedules import ConstantRate, CosineRate, ExponentialRate, PlateauRate
 from hemstitch.train._options._speech import Decoding, Hmm
 from hemstitch.train._options._training import Training
@@ -22,11 +32,15 @@ from hemstitch.train._options._updates import (
 __all__ = [
     "Adam",
     "AdamW",
+    "Asynchronous",
+    "Averaging",
+    "AveragingRule",
     "Backstitch",
     "BlstmModel",
     "ConstantRate",
     "CosineRate",
     "CrossEntropy",
+    "DataParallel",
     "Decoding",
     "ExponentialRate",
     "FeedForwardModel",
@@ -42,8 +56,12 @@ __all__ = [
     "NaturalGradientOptions",
     "PlainGradient",
     "PlateauRate",
+    "SimulatedAsynchronous",
+    "SimulatedCluster",
     "SpeechData",
     "TdnnLstmModel",
     "TdnnModel",
     "Training",
+    "VirtualAveraging",
+    "WorkerProcesses",
 ]

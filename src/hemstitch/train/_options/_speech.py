@@ -19,7 +19,12 @@ class Hmm:
             lattice-free MMI; states_per_phone and silence_states are then without effect).
         silence_probability: probability of silence between two words and at the ends.
         position_dependent: phones at the beginning, inside, at the end of a word and alone have states of their own.
+        context: the neighbours that a state depends on: none, the phone to its left, or those on both sides. States are
+            then tied by decision trees, grown on the alignment of the flat start.
+        leaves: states after tying, which are the outputs of the network.
+        leaf_frames: training frames that a leaf must have to be split off.
         flat_start: rounds of Viterbi realignment with one Gaussian per state before the network sees the alignment.
+        tied_rounds: further such rounds after the states are tied.
         realign: epochs after which the training data are aligned anew with the network.
         restart: epoch after which the network is drawn anew and only the alignment kept, since a network that began
             with a flat start never quite recovers; 0: never.
@@ -30,13 +35,21 @@ class Hmm:
     topology: Literal["left-to-right", "chain"] = "left-to-right"
     silence_probability: float = 0.5
     position_dependent: bool = False
+    context: Literal["none", "left", "both"] = "none"
+    leaves: int = 500
+    leaf_frames: float = 50.0
     flat_start: int = 12
+    tied_rounds: int = 4
     realign: tuple[int, ...] = (1, 2, 3, 5, 8)
     restart: int = 0
 
     def __post_init__(self) -> None:
         require(self.restart == 0 or self.restart in self.realign,
                  f"restart = {self.restart} must be one of the epochs of realign = {self.realign}, or 0")  # fmt: skip
+        require(self.context == "none" or self.flat_start >= 1,
+                f"context = {self.context!r} grows its trees on the alignment of the flat start: flat_start must be at "
+                "least 1")  # fmt: skip
+        require(self.leaf_frames > 0, f"leaf_frames must be positive, got {self.leaf_frames:g}")
         require(1 <= self.states_per_phone <= 3, f"states_per_phone must be 1, 2 or 3, got {self.states_per_phone}")
         require(1 <= self.silence_states <= 5, f"silence_states must be 1 to 5, got {self.silence_states}")
         require(
