@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 THREADS ?= 2
 
-.PHONY: help env demo test test-slow lint bench clean
+.PHONY: help env demo test test-slow lint docs results bench clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -27,6 +27,14 @@ test-slow: env   ## long tests: killed and resumed runs, real training
 
 lint: env        ## style and architecture
 	$(BIN)/ruff check . && $(BIN)/lint-imports --no-cache
+
+docs: env        ## the documentation site in docs/_build/html, without warnings; its examples are run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules src/hemstitch
+
+results: env     ## docs/results.md from the outcome files in results/laptop
+	$(BIN)/hemstitch reproduce --markdown results/laptop docs/results.md
 
 bench: env       ## every benchmark, one after the other; results into benchmarks/results
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done

@@ -143,6 +143,8 @@ def _add_reproduce(commands):  # type: ignore[no-untyped-def]
     command.add_argument("--keep", type=Path, metavar="FOLDER", help="copy the outcome files to this folder as well")
     command.add_argument("--markdown", nargs=2, type=Path, metavar=("FOLDER", "FILE"),
                          help="write the results page as Markdown from the outcome files in a folder")  # fmt: skip
+    command.add_argument("--combinations", type=Path, metavar="FILE",
+                         help="try which parts go together; write a Markdown table")  # fmt: skip
     command.add_argument("--quiet", action="store_true", help="say only the results")
 
 
@@ -271,6 +273,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
     if arguments.markdown:
         return commands.write_markdown(*arguments.markdown)
+    if arguments.combinations:
+        return commands.write_combinations(arguments.combinations)
     if arguments.list or not arguments.entries:
         return commands.list_entries(arguments.out, arguments.scale)
     return commands.reproduce(arguments.entries, arguments.scale, arguments.out, arguments.keep, arguments.quiet)

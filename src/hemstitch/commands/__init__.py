@@ -4,7 +4,7 @@ from hemstitch.commands._data import check_corpus, import_corpus
 from hemstitch.commands._doctor import doctor
 from hemstitch.commands._download import download
 from hemstitch.commands._experiments import run_cross_validation, run_sweep
-from hemstitch.commands._reproduce import list_entries, reproduce, write_markdown
+from hemstitch.commands._reproduce import list_entries, reproduce, write_combinations, write_markdown
 from hemstitch.commands._run import decode, resume, score, train
 from hemstitch.commands._show import print_config, show_dry_run, show_lists, show_settings
 from hemstitch.commands._speech import align, export_loglikelihoods, export_onnx
@@ -33,5 +33,6 @@ __all__ = [
     "show_settings",
     "train",
     "transcribe",
+    "write_combinations",
     "write_markdown",
 ]

@@ -24,5 +24,6 @@ def check_corpus(folder: Path) -> int:
     for split in corpus.splits:
         part = corpus.select(split)
         words = sum(len(u.text.split()) for u in part)
-        print(f"{split}: {len(part)} utterances, {len(part.speakers)} speakers, {words} words")
+        counts = ((len(part), "utterance"), (len(part.speakers), "speaker"), (words, "word"))
+        print(f"{split}: " + ", ".join(f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in counts))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hemstitch.reproduce import (
     tally,
     write_page,
 )
+from hemstitch.reproduce._combinations import matrix, matrix_markdown
 from hemstitch.reproduce._engine import outcome_path
 from hemstitch.train import Console, Interrupted
 
@@ -70,4 +72,12 @@ def write_markdown(folder: Path, target: Path) -> int:
     if not outcomes:
         raise ConfigError(f"{folder}: no outcome of `hemstitch reproduce` in it (paper-1/NAME.json and so on)")
     print(write_whole(markdown(complete_list(outcomes, catalogue()), folder.name), target))
+    return 0
+
+
+def write_combinations(target: Path) -> int:
+    """Try every combination of parts and write the matrix."""
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = matrix(Path(folder), print)
+    print(write_whole(matrix_markdown(outcomes), target))
     return 0

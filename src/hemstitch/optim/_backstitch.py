@@ -71,10 +71,11 @@ class BackstitchReport:
 class Backstitch(UpdateRule):
     """Two-step training of any optimizer: -scale times its step, then 1 + scale times it, on the same minibatch.
 
+    ::
+
         loss = optimizer.step(closure)                  # closure: zero_grad, forward, backward, return the loss
 
-        for phase in optimizer.phases():                # the same by hand: own clipping, accumulation, no_sync,
-        GradScaler
+        for phase in optimizer.phases():                # the same by hand: own clipping, GradScaler ...
             optimizer.zero_grad()
             model(batch).backward()
             optimizer.step()

@@ -63,6 +63,8 @@ class AveragingReport:
 class ParameterAveraging:
     """Average the parameters and buffers of a model over the workers, every so many samples.
 
+    ::
+
         with ParameterAveraging(model, reducer, every=400_000) as averaging:        # all begin with the same parameters
             for inputs, targets in batches:
                 ...

@@ -50,6 +50,8 @@ class Round:
 class AveragingSimulation:
     """Parameter averaging of many replicas, in one process.
 
+    ::
+
         simulation = AveragingSimulation(theta, gradient, batches, num_replicas=16, every=400_000,
                                          rule=StepRule(lr=16 * lr, max_change=2.0))
         rounds = simulation.run(10)
