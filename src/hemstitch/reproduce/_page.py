@@ -106,7 +106,7 @@ def markdown(outcomes: Sequence[dict[str, Any]], scale: str) -> str:
     lines = [
         "# Results",
         "",
-        f"Generated from the outcome files in `results/{scale}`; do not edit. Scale: {scale}. {tally(outcomes)}.",
+        f"Generated from the outcome files in `results/{scale}`; do not edit. {tally(outcomes)}.",
         "Each command can be given again and goes on where it was stopped; `hemstitch reproduce all` runs everything",
         "and writes the same page with pictures.",
     ]
