@@ -31,7 +31,7 @@ UPDATES: Mapping[str, Settings] = {
     "natural gradient": {"gradient.kind": "natural", "update.kind": "max-change-sgd", "update.lr": 0.05},
     "backstitch": {"gradient.kind": "natural", "update.kind": "max-change-sgd", "update.lr": 0.05,
                    "backstitch.scale": 0.3},
-    "Hessian-free": {**PLAIN, "update.kind": "hessian-free"},
+    "Hessian-free": {**PLAIN, "update.kind": "hessian-free", "schedule.kind": "constant"},
 }  # fmt: skip
 
 CRITERIA: Mapping[str, Settings] = {
