@@ -55,6 +55,7 @@ def headline(result: dict[str, Any]) -> list[str]:
             f"{wer['substitutions']} substituted, {wer['deletions']} deleted, {wer['insertions']} inserted)"
         )
     lines += [f"{part} accuracy {value:.2%}" for part, value in result.get("accuracy", {}).items()]
+    lines += [f"{part} perplexity {value:.2f}" for part, value in result.get("perplexity", {}).items()]
     if summary := result.get("summary"):
         lines.append(
             f"{summary['parameters']:,} parameters, {summary['steps']:,} steps, {summary['wall_seconds']:.0f} s"

@@ -13,7 +13,7 @@ from typing import Any
 from hemstitch.errors import NonFiniteError
 from hemstitch.report import Run, read_run
 from hemstitch.reproduce._entry import Scale
-from hemstitch.testing import write_tiny_corpus, write_tiny_images
+from hemstitch.testing import write_tiny_corpus, write_tiny_images, write_tiny_text
 from hemstitch.train import Console, Recipe
 from hemstitch.train._experiments._runs import complete, vary
 from hemstitch.train._recipe_files import read
@@ -38,6 +38,10 @@ def _tiny_data(base: Recipe, folder: Path) -> dict[str, Any]:
         if not (folder / "images").is_dir():
             write_tiny_images(folder / "images")
         return {"data.source": str(folder / "images")}
+    if base.kinds["data"] == "text":
+        write_tiny_text(folder / "text")
+        return {f"data.{part}": str(folder / "text" / f"{part}.txt") for part in ("train", "dev", "test")} | {
+            "train.batch_size": 4, "data.chunk": 8}  # fmt: skip
     if not (folder / "corpus" / "lm.arpa").is_file():
         write_tiny_corpus(folder / "corpus")
     return {"data.corpus": str(folder / "corpus"), "data.importer": None, "data.source": None,

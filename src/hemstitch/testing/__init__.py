@@ -2,7 +2,7 @@
 
 from hemstitch.testing._optimizer_contract import OptimizerContract
 from hemstitch.testing._problems import Problem, quadratic, tiny_convnet, tiny_mlp
-from hemstitch.testing._tiny_data import write_idx, write_tiny_corpus, write_tiny_images
+from hemstitch.testing._tiny_data import write_idx, write_tiny_corpus, write_tiny_images, write_tiny_text
 
 __all__ = [
     "OptimizerContract",
@@ -13,4 +13,5 @@ __all__ = [
     "write_idx",
     "write_tiny_corpus",
     "write_tiny_images",
+    "write_tiny_text",
 ]

@@ -61,6 +61,17 @@ def write_tiny_images(folder: Path) -> None:
         write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
 
 
+def write_tiny_text(folder: Path) -> None:
+    """Sentences that count: every word is the one after the last, from a random start; train, dev and test.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ("zero", "one", "two", "three", "four", "five", "six")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 120), ("dev", 30), ("test", 30)):
+        starts, lengths = random.integers(0, len(words), count), random.integers(2, 9, count)
+        lines = (" ".join(words[(start + k) % len(words)] for k in range(n)) for start, n in zip(starts, lengths))
+        (folder / f"{part}.txt").write_text("".join(f"{line}\n" for line in lines))
+
+
 def write_idx(path: Path, values: np.ndarray) -> None:
     """Bytes in MNIST's file format."""
     header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hemstitch.errors import ConfigError
-from hemstitch.models import Blstm, FeedForward, Tdnn, TdnnLstm
+from hemstitch.models import Blstm, FeedForward, RecurrentLanguageModel, Tdnn, TdnnLstm
 from hemstitch.optim import SGD, Backstitch, NaturalGradient, component_groups
 from hemstitch.train import _options as o
 from hemstitch.train._console import Console
@@ -23,6 +23,7 @@ from hemstitch.train._schedules import Schedule
 from hemstitch.train._sequences import LatticeFreeTask
 from hemstitch.train._strategies import ClosureSteps, Gradient, SinglePass, Strategy
 from hemstitch.train._strategy_hessian_free import build_hessian_free
+from hemstitch.train._text import ContinuedLanguageModel, TextTask
 
 MODELS: dict[type, Callable[..., nn.Module]] = {
     o.FeedForwardModel: FeedForward,
@@ -49,6 +50,8 @@ def build_task(
     recipe: Recipe, device: torch.device, console: Console, kept: Mapping[str, Any] | None = None
 ) -> Any:
     """Data and supervision; ``kept``: what a run folder has kept of its preparations."""
+    if isinstance(recipe.data, o.TextData):
+        return TextTask(recipe, device)
     if isinstance(recipe.data, o.ImageData):
         return ImageTask(recipe.data, device)
     if isinstance(recipe.criterion, o.LatticeFreeMmi):
@@ -62,6 +65,8 @@ def build_model(recipe: Recipe, num_inputs: int, num_outputs: int) -> nn.Module:
     options = dataclasses.asdict(recipe.model)
     if isinstance(recipe.model, o.MlpModel):
         options |= {"left_context": 0, "right_context": 0}
+    if isinstance(recipe.model, o.LstmLanguageModel):
+        return ContinuedLanguageModel(RecurrentLanguageModel(num_outputs, **options))
     return MODELS[type(recipe.model)](num_inputs, num_outputs, **options)
 
 

@@ -20,7 +20,7 @@ TOP_LEVEL: dict[str, tuple[type, Any, str]] = {
 }
 
 SECTIONS: dict[str, type | dict[str, type]] = {
-    "data": {"speech": o.SpeechData, "images": o.ImageData},
+    "data": {"speech": o.SpeechData, "images": o.ImageData, "text": o.TextData},
     "features": FeatureOptions,
     "hmm": o.Hmm,
     "model": {
@@ -29,6 +29,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
         "blstm": o.BlstmModel,
         "tdnn-lstm": o.TdnnLstmModel,
         "mlp": o.MlpModel,
+        "lstm-lm": o.LstmLanguageModel,
     },
     "criterion": {"cross-entropy": o.CrossEntropy, "lattice-free-mmi": o.LatticeFreeMmi},
     "gradient": {"plain": o.PlainGradient, "natural": o.NaturalGradientOptions},
@@ -49,12 +50,12 @@ SECTIONS: dict[str, type | dict[str, type]] = {
 """Section -> its options, or its kinds; the first kind is the default."""
 
 DEFAULT_KINDS = {f"{section}.{next(iter(entry))}" for section, entry in SECTIONS.items() if isinstance(entry, dict)} | {
-    "model.mlp"
+    "model.mlp", "model.lstm-lm"
 }
-"""What a section is that does not name its kind (images: mlp)."""
+"""What a section is that does not name its kind (images: mlp, text: lstm-lm)."""
 
 SPEECH_ONLY = {"features", "hmm", "decode"}
-MODELS = {"speech": ("feed-forward", "tdnn", "blstm", "tdnn-lstm"), "images": ("mlp",)}
+MODELS = {"speech": ("feed-forward", "tdnn", "blstm", "tdnn-lstm"), "images": ("mlp",), "text": ("lstm-lm",)}
 """The models that fit each kind of data; the first is the default."""
 
 

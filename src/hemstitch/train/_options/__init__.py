@@ -18,6 +18,7 @@ from hemstitch.train._options._parallel import (
 )
 from hemstitch.train._options._schedules import ConstantRate, CosineRate, ExponentialRate, PlateauRate
 from hemstitch.train._options._speech import Decoding, Hmm
+from hemstitch.train._options._text import LstmLanguageModel, TextData
 from hemstitch.train._options._training import Training
 from hemstitch.train._options._updates import (
     Adam,
@@ -50,6 +51,7 @@ __all__ = [
     "ImageData",
     "LatticeFreeMmi",
     "LocalParallel",
+    "LstmLanguageModel",
     "MaxChangeSgd",
     "MlpModel",
     "MomentumSgd",
@@ -61,6 +63,7 @@ __all__ = [
     "SpeechData",
     "TdnnLstmModel",
     "TdnnModel",
+    "TextData",
     "Training",
     "VirtualAveraging",
     "WorkerProcesses",
