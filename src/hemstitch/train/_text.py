@@ -1,9 +1,9 @@
 """The text task: a recurrent language model on running text, by truncated back-propagation through time.
 
 The training text is cut into as many streams as a batch has rows; a batch is the next ``chunk`` words of every stream.
-The state of the network goes on from batch to batch, gradients stop at the start of a chunk. It belongs to the data: all
-passes over a batch, two with backstitch, start from the state that the batch before it ended in, and the last of them
-says what comes next.
+The state of the network goes on from batch to batch, gradients stop at the start of a chunk. It belongs to the data:
+all passes over a batch, two with backstitch, start from the state that the batch before it ended in, and the last of
+them says what comes next.
 """
 
 from __future__ import annotations
