@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,11 +17,13 @@ from hemstitch.train import _options as o
 from hemstitch.train._console import Console
 from hemstitch.train._frames import FrameTask
 from hemstitch.train._images import ImageTask
+from hemstitch.train._layerwise import check_layerwise, grow, shallow_recipe
 from hemstitch.train._loop import Loop
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._run_folder import RunFolder
 from hemstitch.train._schedules import Schedule
 from hemstitch.train._sequences import LatticeFreeTask
+from hemstitch.train._start import FormerRun, freeze_parameters
 from hemstitch.train._strategies import ClosureSteps, Gradient, SinglePass, Strategy
 from hemstitch.train._strategy_hessian_free import build_hessian_free
 from hemstitch.train._text import ContinuedLanguageModel, TextTask
@@ -134,6 +137,22 @@ class Run:
     console: Console
     stateful: dict[str, Any]
 
+    def begin(self, folder: RunFolder) -> Loop:
+        """The run before its first step; a network that the recipe grows layer by layer is grown first."""
+        if not self.recipe.start.layerwise:
+            return self.loop(folder)
+        begin = time.perf_counter(), time.process_time()
+        device = next(self.model.parameters()).device
+        shallow = build_model(shallow_recipe(self.recipe), self.task.num_inputs, self.task.num_outputs).to(device)
+        growth = grow(self.recipe, self.task, shallow)
+        self.model.load_state_dict(shallow.state_dict())
+        loop = self.loop(folder)
+        loop.clock = begin
+        loop.progress.forward = loop.progress.backward = growth.samples
+        depths = ", ".join(f"{loss:.3f}" for loss in growth.losses)
+        loop.event("layerwise", f"grown layer by layer; training loss at each depth: {depths}")
+        return loop
+
     def loop(self, folder: RunFolder) -> Loop:
         """The run in motion, writing to ``folder``."""
         return Loop(
@@ -158,10 +177,14 @@ def build_run(recipe: Recipe, console: Console, kept: Mapping[str, Any] | None =
         console: messages.
         kept: what the folder of a run that goes on has kept (:meth:`RunFolder.kept`); ``None``: begin afresh.
     """
+    check_layerwise(recipe)
     device = build_device(recipe.train)
     task = build_task(recipe, device, console, kept)
     model = build_model(recipe, task.num_inputs, task.num_outputs).to(device)
     task.bind(model)
+    if kept is None and (former := FormerRun.of(recipe)) is not None:
+        former.give(model)
+    freeze_parameters(model, recipe.start.freeze)
     source = task.source(recipe.train.batch_size, recipe.seed)
     natural = None
     if isinstance(recipe.update, o.HessianFree):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hemstitch.criteria import CrossEntropy
+from hemstitch.errors import ConfigError
 from hemstitch.sampling import BatchSource, ShuffledEpochs
 from hemstitch.speech import TiedTopology
 from hemstitch.train._console import Console
@@ -21,6 +22,7 @@ from hemstitch.train._flat_start import convert_targets, gaussian_rounds, tied_t
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._speech import SpeechTask, part_outputs
 from hemstitch.train._speech_data import Part, best_alignments, take_targets
+from hemstitch.train._start import FormerRun
 from hemstitch.train._strategies import Batch
 
 
@@ -33,17 +35,34 @@ class FrameTask(SpeechTask):
         self, recipe: Recipe, device: torch.device, console: Console, kept: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(recipe, device, console)
-        if kept is None:
-            self.flat_start()
-        elif "topology" in kept:
+        former = FormerRun.of(recipe) if kept is None else None
+        if kept is not None:  # the alignment comes from the checkpoint
+            self.restore(kept)
+        elif former is not None and former.options.alignment:
+            self.restore(former.kept)
+            self.take_alignment(former)
+        else:
+            self.flat_start({} if former is None else former.kept)
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Take over what :meth:`kept` gave."""
+        if "topology" in kept:
             self.use_topology(TiedTopology.from_dict(kept["topology"]))
 
-    def flat_start(self) -> None:
+    def take_alignment(self, former: FormerRun) -> None:
+        """Begin with the alignment of another run."""
+        try:
+            self.load_state_dict(former.state["task"])
+        except (KeyError, ValueError) as error:
+            raise ConfigError(f"start.alignment: {former.folder.path} has it for other data ({error})") from None
+
+    def flat_start(self, kept: Mapping[str, Any]) -> None:
         """From the equal alignment to that of one Gaussian per state, the states tied if the recipe says so."""
         hmm, untied = self.recipe.hmm, self.topology
         alignments = gaussian_rounds(self.parts, self.lexicon, untied, hmm.flat_start)
         if hmm.context != "none":
-            self.use_topology(tied_topology(self.parts["train"], alignments["train"], untied, hmm))
+            found = tied_topology(self.parts["train"], alignments["train"], untied, hmm) if not kept else None
+            self.use_topology(found or TiedTopology.from_dict(kept["topology"]))
             convert_targets(self.parts, alignments, untied, self.topology)
             gaussian_rounds(self.parts, self.lexicon, self.topology, hmm.tied_rounds)
 

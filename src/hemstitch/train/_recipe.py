@@ -31,6 +31,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
         "mlp": o.MlpModel,
         "lstm-lm": o.LstmLanguageModel,
     },
+    "start": o.Start,
     "criterion": {"cross-entropy": o.CrossEntropy, "lattice-free-mmi": o.LatticeFreeMmi},
     "gradient": {"plain": o.PlainGradient, "natural": o.NaturalGradientOptions},
     "update": {"sgd": o.MomentumSgd, "max-change-sgd": o.MaxChangeSgd, "adam": o.Adam, "adamw": o.AdamW,

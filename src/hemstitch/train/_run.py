@@ -39,7 +39,7 @@ def train(recipe: Recipe, path: Path | None = None, console: Console | None = No
     folder = RunFolder.create(path or next_run_path(Path("runs"), recipe.name), recipe.with_origins())
     folder.keep(getattr(run.task, "kept", dict)())
     console.say(f"run folder: {folder.path}")
-    return _go(run, folder, run.loop(folder), watch)
+    return _go(run, folder, run.begin(folder), watch)
 
 
 def resume(path: Path, console: Console | None = None, watch: Watch | None = None) -> Path:
@@ -54,10 +54,10 @@ def resume(path: Path, console: Console | None = None, watch: Watch | None = Non
         return path
     run = build_run(restore_recipe(folder.config()), console, folder.kept())
     folder.keep(getattr(run.task, "kept", dict)())
-    loop = run.loop(folder)
     found = folder.load_newest()
     state, complaints = found or (None, [])
     folder.rewind(state)
+    loop = run.begin(folder) if state is None else run.loop(folder)
     if state is not None:
         loop.load_state_dict(state)
     for complaint in complaints:

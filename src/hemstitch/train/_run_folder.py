@@ -155,6 +155,18 @@ class RunFolder:
             raise RunError("no checkpoint can be read:\n" + "\n".join(complaints))
         return None
 
+    def load_best(self) -> dict[str, Any]:
+        """The checkpoint that was best on dev; the newest one before the first look.
+
+        Raises:
+            RunError: there is no checkpoint that can be read.
+        """
+        found = self.load_newest()
+        if found is None:
+            raise RunError(f"{self.path}: no checkpoint yet. `hemstitch resume` it first.")
+        best = self.checkpoint_path(found[0]["progress"]["best_step"])
+        return load_checkpoint(best) if best.exists() else found[0]
+
     def rewind(self, state: dict[str, Any] | None) -> None:
         """Cut metrics and events back to a checkpoint (or to nothing)."""
         self.metrics.cut(state["metrics_length"] if state else 0)

@@ -18,6 +18,7 @@ from hemstitch.train._options._parallel import (
 )
 from hemstitch.train._options._schedules import ConstantRate, CosineRate, ExponentialRate, PlateauRate
 from hemstitch.train._options._speech import Decoding, Hmm
+from hemstitch.train._options._start import Start
 from hemstitch.train._options._text import LstmLanguageModel, TextData
 from hemstitch.train._options._training import Training
 from hemstitch.train._options._updates import (
@@ -61,6 +62,7 @@ __all__ = [
     "SimulatedAsynchronous",
     "SimulatedCluster",
     "SpeechData",
+    "Start",
     "TdnnLstmModel",
     "TdnnModel",
     "TextData",
