@@ -2,6 +2,7 @@
 
 from hemstitch.models._affine import PerElementScale
 from hemstitch.models._base import FrameModel
+from hemstitch.models._batch_norm import reestimate_batch_norm
 from hemstitch.models._describe import Description, LayerRow, describe
 from hemstitch.models._feed_forward import FeedForward
 from hemstitch.models._frame_stack import FrameStack
@@ -53,6 +54,7 @@ __all__ = [
     "freeze",
     "insert_layer",
     "perplexity",
+    "reestimate_batch_norm",
     "replace_output",
     "resnet18",
     "resnet50",

@@ -165,21 +165,21 @@ class BackwardSGD:
         """
         self.num_steps += 1
         update = self._maps.update(item, self._seed + self.num_steps)
-        self._recent.append(update)
         if self.phase == "forward":
-            return self._maps.apply(update, guarded=True)
+            return self._apply(update)
         if self._origin_step is None:
             self._begin(self._maps.snapshot(), self.num_steps - 1)
-        loss = None
-        if len(self._updates) == self._tail:
-            loss = self._maps.apply(update, guarded=True)
-        else:
+        try:
+            if len(self._updates) == self._tail:
+                return self._apply(update)
             self._updates.append(update)
-        if self.num_steps == self._stop:
-            self._settle()
-        elif self._window and (self.num_steps - self._origin_step) % self._window == 0:
-            self._end_window()
-        return loss
+            self._recent.append(update)
+        finally:  # a step that was refused counts as well
+            if self.num_steps == self._stop:
+                self._settle()
+            elif self._window and (self.num_steps - self._origin_step) % self._window == 0:
+                self._end_window()
+        return None
 
     def parameters(self) -> Parameters:
         """The iterate that a look at this step is shown, {name: parameter}, as a copy; a forward phase's as it is."""
@@ -272,6 +272,11 @@ class BackwardSGD:
         self._recent.clear()
         self._recent.extend(Update(**update) for update in state["recent"])
         self._mark = None if state["mark"] is None else Point(**state["mark"]).to(device_of(self.model))
+
+    def _apply(self, update: Update) -> Tensor:
+        loss = self._maps.apply(update, guarded=True)
+        self._recent.append(update)
+        return loss
 
     def _begin(self, point: Point, step: int, updates: Sequence[Update] = ()) -> None:
         """Start a trajectory at ``point``."""

@@ -25,7 +25,9 @@ from hemstitch.train._schedules import Schedule
 from hemstitch.train._sequences import LatticeFreeTask
 from hemstitch.train._start import FormerRun, freeze_parameters
 from hemstitch.train._strategies import ClosureSteps, Gradient, SinglePass, Strategy
+from hemstitch.train._strategy_average import AveragedSteps
 from hemstitch.train._strategy_hessian_free import build_hessian_free
+from hemstitch.train._strategy_order import BackwardSteps, OrderAverageGradient
 from hemstitch.train._text import ContinuedLanguageModel, TextTask
 
 MODELS: dict[type, Callable[..., nn.Module]] = {
@@ -49,9 +51,7 @@ def build_device(options: o.Training) -> torch.device:
     return torch.device("cuda" if options.device == "cuda" or (options.device == "auto" and available) else "cpu")
 
 
-def build_task(
-    recipe: Recipe, device: torch.device, console: Console, kept: Mapping[str, Any] | None = None
-) -> Any:
+def build_task(recipe: Recipe, device: torch.device, console: Console, kept: Mapping[str, Any] | None = None) -> Any:
     """Data and supervision; ``kept``: what a run folder has kept of its preparations."""
     if isinstance(recipe.data, o.TextData):
         return TextTask(recipe, device)
@@ -116,9 +116,30 @@ def build_update(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     raise ConfigError(f"no optimizer for {recipe.update}")
 
 
-def build_strategy(recipe: Recipe, task: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> Strategy:
+def build_strategy(
+    recipe: Recipe,
+    task: Any,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    natural: NaturalGradient | None = None,
+) -> Strategy:
     """How a step uses data, gradient and optimizer."""
-    gradient = Gradient(model, task.criterion, autocast=recipe.train.precision == "bf16")
+    options, autocast = recipe.order, recipe.train.precision == "bf16"
+    gradient = Gradient(model, task.criterion, autocast)
+    if isinstance(options, o.BackwardOrder):
+        return BackwardSteps(
+            gradient,
+            optimizer,
+            options,
+            collate=task.source(recipe.train.batch_size, recipe.seed).collate,
+            clip=recipe.train.clip,
+            seed=recipe.seed,
+            score=(lambda model: task.evaluate(model)["loss"]) if options.reset == "better" else None,
+            stateful=() if natural is None else (natural,),
+            leaves_out=recipe.train.non_finite != "raise",
+        )
+    if isinstance(options, o.OrderAverageOptions):
+        gradient = OrderAverageGradient(model, task.criterion, optimizer, options, autocast)
     steps = ClosureSteps if isinstance(optimizer, Backstitch) else SinglePass
     return steps(gradient, optimizer, clip=recipe.train.clip)
 
@@ -192,7 +213,11 @@ def build_run(recipe: Recipe, console: Console, kept: Mapping[str, Any] | None =
     else:
         natural = build_natural_gradient(recipe, model)
         optimizer = build_optimizer(recipe, model, natural)
-        strategy = build_strategy(recipe, task, model, optimizer)
+        strategy = build_strategy(recipe, task, model, optimizer, natural)
+    if not isinstance(recipe.average, o.NoAverage):
+        statistics = task.source(recipe.train.batch_size, recipe.seed)
+        strategy = AveragedSteps(strategy, model, recipe.average, recipe.train.epochs, statistics)
+    stateful = {"natural_gradient": natural, "strategy": strategy}
     return Run(
         recipe=recipe,
         task=task,
@@ -202,5 +227,5 @@ def build_run(recipe: Recipe, console: Console, kept: Mapping[str, Any] | None =
         schedule=Schedule(recipe.schedule, recipe.train.epochs),
         source=source,
         console=console,
-        stateful={} if natural is None else {"natural_gradient": natural},
+        stateful={name: part for name, part in stateful.items() if hasattr(part, "state_dict")},
     )

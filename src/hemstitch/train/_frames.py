@@ -95,6 +95,10 @@ class FrameTask(SpeechTask):
         error = (scores.argmax(1) != part.targets).double().mean()
         return {"loss": float(loss), "error": float(error)}
 
+    def renews(self, epoch: int) -> bool:
+        """Whether the recipe realigns after this epoch."""
+        return epoch in self.recipe.hmm.realign
+
     def after_epoch(self, epoch: int, model: nn.Module) -> list[tuple[str, str]]:
         """Realign train and dev with the network, if the recipe says so after this epoch."""
         if epoch not in self.recipe.hmm.realign:

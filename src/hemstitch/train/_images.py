@@ -128,6 +128,10 @@ class ImageTask:
         loss, error = (sums / len(inputs)).tolist()
         return {"loss": loss, "error": error}
 
+    def renews(self, epoch: int) -> bool:
+        """Labels stay as they are."""
+        return False
+
     def after_epoch(self, epoch: int, model: nn.Module) -> list[tuple[str, str]]:
         """Labels stay as they are."""
         return []

@@ -11,7 +11,8 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +36,10 @@ class Task(Protocol):
         """Values on the dev part; ``loss`` is the one that is minimised."""
 
     def after_epoch(self, epoch: int, model: nn.Module) -> list[tuple[str, str]]:
-        """Renew the supervision if it is due; returns (kind, message) events, none if nothing changed."""
+        """Renew the supervision if it is due; returns (kind, message) events, none if nothing changed.
+
+        A task whose ``renews(epoch)`` says that nothing is due is not asked.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`after_epoch` has changed."""
@@ -86,8 +90,9 @@ class Window:
         self.loss += report.loss
         self.weight += report.weight
         self.errors += report.errors or 0.0
-        self.norm += report.gradient_norm or 0.0
-        self.steps += 1
+        if report.gradient_norm is not None:
+            self.norm += report.gradient_norm
+            self.steps += 1
         for name, value in report.extra.items():
             total, count = self.extra.get(name, (0.0, 0))
             self.extra[name] = [total + value, count + 1]
@@ -212,7 +217,8 @@ class Loop:
         for name, diagram in getattr(self.strategy, "diagrams", dict)().items():
             self.folder.write_diagram(name, diagram)
         if epoch % self.options.evaluate_every == 0 or epoch == self.options.epochs:
-            values = self.task.evaluate(self.model)
+            with self.shown():
+                values = self.task.evaluate(self.model)
             self.log("dev", values)
             self.console.look(epoch, self.options.epochs, progress.step, values)
             if values["loss"] < progress.best_loss:
@@ -222,7 +228,7 @@ class Loop:
             if self.watch is not None:
                 self.watch(epoch / self.options.epochs, values)
         if epoch < self.options.epochs:
-            renewed = self.task.after_epoch(epoch, self.model)
+            renewed = self.renew_supervision(epoch)
             for kind, message in renewed:
                 self.event(kind, message)
             if renewed:  # dev losses before and after cannot be compared
@@ -233,6 +239,29 @@ class Loop:
         progress.looked = epoch
         indices.epoch, indices.position = epoch, 0
         self.save()
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Have the network that the strategy wants looked at (an average, say) in the model, inside."""
+        strategy: Any = self.strategy
+        if not hasattr(strategy, "shown"):
+            yield
+            return
+        with strategy.shown():
+            forward, backward = strategy.spent()
+            self.progress.forward += forward
+            self.progress.backward += backward
+            yield
+
+    def renew_supervision(self, epoch: int) -> list[tuple[str, str]]:
+        """Let the task renew it, with the network that is looked at, and tell a strategy that keeps old batches."""
+        if not getattr(self.task, "renews", lambda epoch: True)(epoch):
+            return []
+        with self.shown():
+            renewed = self.task.after_epoch(epoch, self.model)
+        if renewed and hasattr(self.strategy, "renewed"):
+            self.strategy.renewed()
+        return renewed
 
     def handle_non_finite(self, report: StepReport) -> None:
         """A loss or gradient that is not finite: stop, leave the step out, or roll back, as the recipe says."""
@@ -284,19 +313,18 @@ class Loop:
         self.folder.metrics.append({**axes, "name": name, "value": value} for name, value in values.items())
 
     def log_training(self) -> None:
-        """Log the averages since the last time."""
-        window = self.window
-        if not window.steps or not window.weight:
+        """Log the averages since the last time, and what else the strategy tells."""
+        window, values = self.window, {}
+        if window.weight:
+            values["loss"] = window.loss / window.weight
+            values["error"] = window.errors / window.weight
+        if window.steps:
+            values["gradient_norm"] = window.norm / window.steps
+        values |= {name: total / count for name, (total, count) in window.extra.items()}
+        values |= getattr(self.strategy, "totals", dict)()
+        if not values:
             return
-        values = {
-            "loss": window.loss / window.weight,
-            "error": window.errors / window.weight,
-            "gradient_norm": window.norm / window.steps,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **{name: total / count for name, (total, count) in window.extra.items()},
-            **getattr(self.strategy, "totals", dict)(),
-        }
-        self.log("train", values)
+        self.log("train", values | {"learning_rate": self.optimizer.param_groups[0]["lr"]})
         self.window = Window()
 
     def event(self, kind: str, message: str, level: str = "info") -> None:
@@ -335,6 +363,8 @@ class Loop:
             "window": asdict(self.window),
             "random": torch.get_rng_state(),
         }
+        if (look := getattr(self.strategy, "look", None)) is not None:
+            state["look"] = look
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             state["random_cuda"] = torch.cuda.get_rng_state_all()
         return state
@@ -348,6 +378,8 @@ class Loop:
             self.progress, self.window = Progress(**state["progress"]), Window(**state["window"])
         except (ConfigError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise RunError(f"the checkpoint does not fit this run's configuration and data: {error}") from None
+        if hasattr(self.strategy, "look"):
+            self.strategy.look = state.get("look")
         torch.set_rng_state(state["random"])
         if "random_cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])

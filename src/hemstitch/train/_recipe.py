@@ -11,6 +11,7 @@ from typing import Any
 from hemstitch.errors import ConfigError
 from hemstitch.speech import FeatureOptions
 from hemstitch.train import _options as o
+from hemstitch.train._combinations import check_combination
 from hemstitch.train._config import Values, build, coerce, nearest, options_of, override, read_overrides, read_recipe
 
 TOP_LEVEL: dict[str, tuple[type, Any, str]] = {
@@ -43,7 +44,8 @@ SECTIONS: dict[str, type | dict[str, type]] = {
         "cosine": o.CosineRate,
         "plateau": o.PlateauRate,
     },
-    "order": {"forward": o.ForwardOrder},
+    "order": {"forward": o.ForwardOrder, "backward": o.BackwardOrder, "order-average": o.OrderAverageOptions},
+    "average": {"none": o.NoAverage, "ema": o.MovingAverage, "swa": o.WeightAverage},
     "parallel": {"local": o.LocalParallel},
     "train": o.Training,
     "decode": o.Decoding,
@@ -130,7 +132,9 @@ def resolve(values: Values) -> Recipe:
     for section in applicable:
         fields = {k: v for k, v in grouped.get(section, {}).items() if section not in kinds or k != "kind"}
         sections[section] = build(options_class(section, kinds), fields, section)
-    return Recipe(**top, sections=sections, kinds=kinds, origins={key: origin for key, (_, origin) in values.items()})
+    recipe = Recipe(**top, sections=sections, kinds=kinds, origins={key: origin for key, (_, origin) in values.items()})
+    check_combination(recipe)
+    return recipe
 
 
 def options_class(section: str, kinds: dict[str, str]) -> type:

@@ -92,7 +92,7 @@ def load_best(loop: Loop, folder: RunFolder) -> None:
     if loop.progress.best_step < 0:
         raise NonFiniteError(f"{folder.path}: the dev loss was never finite. Lower update.lr or set train.clip.")
     state = load_checkpoint(folder.checkpoint_path(loop.progress.best_step))
-    loop.model.load_state_dict(state["model"])
+    loop.model.load_state_dict(state.get("look") or state["model"])
     loop.task.load_state_dict(state["task"])
 
 

@@ -65,10 +65,15 @@ class Strategy(Protocol):
     What a strategy may have besides ``step``: ``state_dict`` and ``load_state_dict`` if it has a state of its own;
     ``at_rest``: whether the run can be saved after this step; ``totals()``: further values to log with the training
     loss; ``diagrams()``: pictures for the report, by name: {"title", "x_label", "lines": [{"label", "x", "y"}]}.
+
+    If the network to look at is not the one that is trained: ``shown()``, a context in which the model holds it;
+    ``look``, the state of the network that was shown last (``None`` before), with which the run ends; ``spent()``,
+    samples sent forward and backward for looks since the last call; ``renewed()``, the supervision has changed.
     """
 
     def step(self, source: BatchSource[Batch]) -> StepReport:
         """Take data from the source and change the parameters, or report why not."""
+
 
 
 @dataclass
@@ -86,6 +91,9 @@ class Gradient:
     criterion: Callable[[Tensor, Any], Any]
     autocast: bool = False
     reducer: Reducer = field(default_factory=LocalReducer)
+
+    backward_cost = 1.0
+    """Backward passes over a batch that one call takes."""
 
     def objective(self, batch: Batch) -> Any:
         """Forward pass."""
@@ -143,7 +151,7 @@ class SinglePass:
             errors=getattr(objective, "errors", None),
             samples=batch.samples,
             forward=batch.samples,
-            backward=batch.samples,
+            backward=self.gradient.backward_cost * batch.samples,
             gradient_norm=norm,
             applied=applied,
         )
@@ -184,7 +192,7 @@ class ClosureSteps:
             errors=getattr(first, "errors", None),
             samples=batch.samples,
             forward=len(passes) * batch.samples,
-            backward=len(passes) * batch.samples,
+            backward=len(passes) * self.gradient.backward_cost * batch.samples,
             gradient_norm=norm,
             applied=finite and self._num_refused() == refused,
         )

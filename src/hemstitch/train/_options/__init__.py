@@ -1,10 +1,11 @@
 """The options of a recipe's sections: one frozen dataclass per section or per kind of it."""
 
+from hemstitch.train._options._average import MovingAverage, NoAverage, WeightAverage
 from hemstitch.train._options._criteria import CrossEntropy, LatticeFreeMmi
 from hemstitch.train._options._data import ImageData, SpeechData
 from hemstitch.train._options._hessian_free import HessianFree
 from hemstitch.train._options._models import BlstmModel, FeedForwardModel, MlpModel, TdnnLstmModel, TdnnModel
-from hemstitch.train._options._order import ForwardOrder
+from hemstitch.train._options._order import BackwardOrder, ForwardOrder, OrderAverageOptions
 from hemstitch.train._options._parallel import (
     Asynchronous,
     Averaging,
@@ -38,6 +39,7 @@ __all__ = [
     "Averaging",
     "AveragingRule",
     "Backstitch",
+    "BackwardOrder",
     "BlstmModel",
     "ConstantRate",
     "CosineRate",
@@ -56,7 +58,10 @@ __all__ = [
     "MaxChangeSgd",
     "MlpModel",
     "MomentumSgd",
+    "MovingAverage",
     "NaturalGradientOptions",
+    "NoAverage",
+    "OrderAverageOptions",
     "PlainGradient",
     "PlateauRate",
     "SimulatedAsynchronous",
@@ -68,5 +73,6 @@ __all__ = [
     "TextData",
     "Training",
     "VirtualAveraging",
+    "WeightAverage",
     "WorkerProcesses",
 ]
