@@ -208,7 +208,7 @@ class LatticeFreeMMI:
         clipped = outputs if self.clip is None else outputs.clamp(-self.clip, self.clip)
         den = denominator_posteriors(self.graph, clipped, lengths, self.leak)
         num = numerator_posteriors(graphs, outputs, lengths, occupancies=False)
-        scale = torch.ones_like(den.logprob) if weights is None else weights.to(den.logprob)
+        scale = torch.ones_like(den.logprob) if weights is None else weights.to(den.logprob, copy=True)
         scale[list(_reasons(num.logprob, den.logprob))] = 0.0
         frames = torch.as_tensor(lengths).to(scale)
         factor = scale[:, None] * (torch.arange(outputs.shape[1], device=scale.device) < frames[:, None])
@@ -224,8 +224,13 @@ class LatticeFreeMMI:
         used = outputs.to(derivative.dtype)
         excess = used - used.clamp(-_RANGE, _RANGE)
         derivative += factor[..., None].to(derivative) * (self.output_l2 * used + self.range_penalty * excess)
+        squares = self._squares(used, excess)
+        squares = squares if squares.isfinite().all() else self._squares(used.double(), excess.double())
+        return _weighted_sum(scale, squares) / 2
+
+    def _squares(self, used: Tensor, excess: Tensor) -> Tensor:
         squares = self.output_l2 * used.square() + self.range_penalty * excess.square()
-        return _weighted_sum(scale, squares.sum((1, 2), dtype=torch.float64)) / 2
+        return squares.sum((1, 2), dtype=torch.float64)
 
 
 def overlap_weights(starts: Sequence[int], length: int, num_frames: int) -> Tensor:

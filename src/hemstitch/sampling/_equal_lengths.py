@@ -14,17 +14,22 @@ class EqualLengthEpochs(ShuffledEpochs):
     In each epoch the items are shuffled, dealt out to batches by length, and the batches shuffled. A batch is smaller
     than ``batch_size`` where a length has no more items.
 
+    Items may come in variants that take turns: epoch e shows variant v = (e + item) mod ``variants`` of each, as the
+    index v * (number of items) + item.
+
     Args:
         lengths: (item,) length of each item.
         batch_size: most items per batch.
         seed, worker, num_workers: see :class:`ShuffledEpochs`.
+        variants: of each item, all of the same length.
     """
 
     def __init__(
-        self, lengths: Tensor, batch_size: int, seed: int = 0, *, worker: int = 0, num_workers: int = 1
+        self, lengths: Tensor, batch_size: int, seed: int = 0, *, worker: int = 0, num_workers: int = 1,
+        variants: int = 1,
     ) -> None:
         super().__init__(len(lengths), batch_size, seed, worker=worker, num_workers=num_workers)
-        self.lengths = torch.as_tensor(lengths)
+        self.lengths, self.variants = torch.as_tensor(lengths), variants
         self._ends: tuple[int, Tensor] | None = None
 
     @property
@@ -33,14 +38,14 @@ class EqualLengthEpochs(ShuffledEpochs):
         return len(self._batch_ends(self.epoch))
 
     def next(self) -> Tensor:
-        """(batch,) int64 indices of items of one length; starts the next epoch when this one is used up."""
+        """(batch,) int64 indices of items (or their variants) of one length; starts the next epoch when this one is used up."""
         if self.at_epoch_end:
             self.epoch, self.position = self.epoch + 1, 0
         ends = self._batch_ends(self.epoch)
         end = int(ends[torch.searchsorted(ends, self.position, right=True)])
         indices = self.order(self.epoch)[self.position : end]
         self.position = end
-        return indices
+        return indices + (self.epoch + indices) % self.variants * self.num_items
 
     def order(self, epoch: int) -> Tensor:
         """(item,) this worker's items in the order of ``epoch``."""

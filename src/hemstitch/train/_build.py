@@ -58,7 +58,7 @@ def build_task(recipe: Recipe, device: torch.device, console: Console, kept: Map
     if isinstance(recipe.data, o.ImageData):
         return ImageTask(recipe.data, device)
     if isinstance(recipe.criterion, o.LatticeFreeMmi):
-        return LatticeFreeTask(recipe, device, console)
+        return LatticeFreeTask(recipe, device, console, kept)
     return FrameTask(recipe, device, console, kept)
 
 
@@ -70,7 +70,14 @@ def build_model(recipe: Recipe, num_inputs: int, num_outputs: int) -> nn.Module:
         options |= {"left_context": 0, "right_context": 0}
     if isinstance(recipe.model, o.LstmLanguageModel):
         return ContinuedLanguageModel(RecurrentLanguageModel(num_outputs, **options))
+    if has_second_head(recipe):
+        options |= {"xent_head": True}
     return MODELS[type(recipe.model)](num_inputs, num_outputs, **options)
+
+
+def has_second_head(recipe: Recipe) -> bool:
+    """Whether the network has an output layer for cross-entropy besides."""
+    return isinstance(recipe.criterion, o.LatticeFreeMmi) and recipe.criterion.xent_regularize > 0
 
 
 def build_natural_gradient(recipe: Recipe, model: nn.Module) -> NaturalGradient | None:
@@ -105,7 +112,10 @@ def build_update(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     match recipe.update:
         case o.MaxChangeSgd(lr=lr, momentum=momentum, l2=l2, global_max_change=most) as options:
             groups = component_groups(model, max_change=options.max_change)
-            groups[-1]["max_change"] = options.output_max_change
+            for group in groups[-2:] if has_second_head(recipe) else groups[-1:]:
+                group["max_change"] = options.output_max_change
+            if has_second_head(recipe):  # its objective is scaled down: the usual rate for it (Kaldi)
+                groups[-1]["lr_factor"] = 0.5 / recipe.criterion.xent_regularize
             return SGD(groups, lr, momentum=momentum, l2=l2, global_max_change=most)
         case o.MomentumSgd(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay):
             return torch.optim.SGD(parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=decay)

@@ -57,7 +57,7 @@ class SpeechTask:
         self.corpus = self.select_parts(open_corpus(data, console))
         lexicon = Lexicon.read(self.corpus.lexicon, self.corpus.silence)
         self.lexicon = position_dependent(lexicon) if recipe.hmm.position_dependent else lexicon
-        self.topology = make_topology(recipe.hmm, self.lexicon)
+        self.topology = self.first_topology()
         features = load_features(self.corpus, recipe.features, data.tolerance)
         self.frame_shift = features.frame_shift
         broken = [*self.corpus.broken, *features.broken]
@@ -76,6 +76,10 @@ class SpeechTask:
         if data.dev not in corpus.splits:
             corpus = corpus.split_by_speaker(data.dev_share, seed=data.dev_seed, split=data.train, into=data.dev)
         return corpus.select(data.train, data.dev, data.test)
+
+    def first_topology(self) -> Topology:
+        """The hidden Markov models to begin with."""
+        return make_topology(self.recipe.hmm, self.lexicon)
 
     def use_topology(self, topology: Topology) -> None:
         """Go on with other hidden Markov models: their pdfs are the outputs of the network."""
@@ -232,9 +236,14 @@ def part_outputs(model: nn.Module, part: Part) -> tuple[Tensor, np.ndarray]:
     assert part.windows is not None
     model.eval()
     with torch.no_grad():
-        outputs = [model(part.windows.utterance(i)[None])[0].cpu() for i in range(len(part.utterances))]
+        outputs = [first_head(model(part.windows.utterance(i)[None]))[0].cpu() for i in range(len(part.utterances))]
     model.train()
     return torch.cat(outputs), np.concatenate([[0], np.cumsum([len(o) for o in outputs])])
+
+
+def first_head(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """The outputs that are searched, of a network that may have a second output layer."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def as_json(result: WordErrorRate) -> dict[str, Any]:

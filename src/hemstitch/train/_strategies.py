@@ -101,7 +101,8 @@ class Gradient:
             return self.criterion(self.model(batch.inputs), batch.targets)
         with torch.autocast(batch.inputs.device.type, dtype=torch.bfloat16):
             outputs = self.model(batch.inputs)
-        return self.criterion(outputs.float(), batch.targets)
+        heads = tuple(o.float() for o in outputs) if isinstance(outputs, tuple) else outputs.float()
+        return self.criterion(heads, batch.targets)
 
     def __call__(self, batch: Batch) -> Any:
         """Forward and backward pass; returns this worker's objective."""
