@@ -113,7 +113,8 @@ def test_weights_of_utterances_scale_their_gradient(tiny_corpus, tmp_path):
     rows = [json.loads(line) for line in (corpus / "utterances.jsonl").read_text().splitlines()]
     rows[0]["info"] = {"weight": 0.0}
     (corpus / "utterances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = build_run(load_recipe(speech_recipe(tmp_path / "r.toml", corpus), [*LATTICE_FREE, "--data.dev_seed", "3"]), QUIET)
+    path = speech_recipe(tmp_path / "recipe.toml", corpus)
+    run = build_run(load_recipe(path, [*LATTICE_FREE, "--data.dev_seed", "3"]), QUIET)
     item = [u.id for u in run.task.parts["train"].utterances].index(rows[0]["id"])
     batch = run.source.select(torch.tensor([item]))
     outputs = torch.randn(1, int(batch.targets.lengths), run.task.num_outputs, requires_grad=True)
@@ -122,7 +123,7 @@ def test_weights_of_utterances_scale_their_gradient(tiny_corpus, tmp_path):
     assert objective.weight == 0 and not outputs.grad.any()
 
 
-# -- what goes wrong -----------------------------------------------------------------------------------------------------
+# -- what goes wrong -------------------------------------------------------------------------------------------------
 
 
 def test_phones_in_an_unheard_order_are_reported_and_do_not_count(recipe, tmp_path):

@@ -38,7 +38,7 @@ class EqualLengthEpochs(ShuffledEpochs):
         return len(self._batch_ends(self.epoch))
 
     def next(self) -> Tensor:
-        """(batch,) int64 indices of items (or their variants) of one length; starts the next epoch when this one is used up."""
+        """(batch,) int64 indices of items or variants of one length; starts the next epoch when this one is used up."""
         if self.at_epoch_end:
             self.epoch, self.position = self.epoch + 1, 0
         ends = self._batch_ends(self.epoch)

@@ -32,8 +32,8 @@ def network_alignments(task: SpeechTask, path: Path, console: Console) -> tuple[
     run, _ = load_trained(path, console)
     teacher = run.task
     if not isinstance(teacher, FrameTask) or getattr(run.model, "subsampling", 1) != 1:
-        raise ConfigError(f"criterion.alignments = {path}: expected a run with criterion.kind = 'cross-entropy' and one "
-                          "output per frame")  # fmt: skip
+        raise ConfigError(f"criterion.alignments = {path}: expected a run with criterion.kind = 'cross-entropy' and "
+                          "one output per frame")  # fmt: skip
     if run.recipe.features != task.recipe.features or teacher.num_inputs != task.num_inputs:
         raise ConfigError(f"criterion.alignments = {path}: that run has other [features]")
     if teacher.lexicon.phones != task.lexicon.phones:

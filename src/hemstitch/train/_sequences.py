@@ -186,9 +186,11 @@ class LatticeFreeTask(SpeechTask):
         if not without:
             return None
         example = self.parts[name].utterances[without[0]].id
-        return "skipped", (f"{name} part: {len(without)} of {len(self.transcripts(name))} utterances, such as {example}, "
-                           "have phones in an order that the denominator's language model has never seen, and do not "
-                           "count (in full): lower criterion.lm_order")  # fmt: skip
+        return "skipped", (
+            f"{name} part: {len(without)} of {len(self.transcripts(name))} utterances, such as {example}, have phones "
+            "in an order that the denominator's language model has never seen, and do not count (in full): lower "
+            "criterion.lm_order"
+        )
 
     # -- training ----------------------------------------------------------------------------------------------------
 
