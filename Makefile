@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 THREADS ?= 2
 
-.PHONY: help env demo test test-slow lint docs results bench clean
+.PHONY: help env demo test test-slow lint docs results gallery bench clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -35,6 +35,10 @@ docs: env        ## the documentation site in docs/_build/html, without warnings
 
 results: env     ## docs/results.md from the outcome files in results/laptop
 	$(BIN)/hemstitch reproduce --markdown results/laptop docs/results.md
+
+gallery: env     ## the pictures of the gallery
+	for e in natural_gradient backstitch_bias backward_order hessian_free many_workers; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python examples/$$e.py --out docs/gallery || exit 1; done
 
 bench: env       ## every benchmark, one after the other; results into benchmarks/results
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done
