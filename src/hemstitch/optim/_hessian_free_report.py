@@ -29,6 +29,7 @@ class HessianFreeReport:
         weights: samples (frames, utterances) of one pass of each role.
         passes: over them: gradients, curvature products, evaluations of the loss.
         seconds: wall time of each role, with the vector work of conjugate gradients under ``curvature``.
+        cpu_seconds: processor time of each role, all threads of this process together.
         noise: squared relative error of the gradient, :func:`hemstitch.sampling.gradient_noise`.
     """
 
@@ -49,6 +50,7 @@ class HessianFreeReport:
     weights: dict[str, float]
     passes: dict[str, int]
     seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
     noise: float
 
     @property

@@ -50,7 +50,7 @@ class HessianFreeStep:
         self.lr, self.factor, self.decay = map(self._per_parameter, ("lr", "damping_factor", "weight_decay"))
         self.damping = optimizer.damping * self.factor + self.decay
         self.result: CGResult | None = None
-        self.seconds = dict.fromkeys(ROLES, 0.0)
+        self.seconds, self.cpu_seconds = dict.fromkeys(ROLES, 0.0), dict.fromkeys(ROLES, 0.0)
 
     def _per_parameter(self, name: str) -> float | Tensor:
         """An option of the groups: one number if all agree, else one per parameter; frozen parameters do not decay."""
@@ -62,9 +62,10 @@ class HessianFreeStep:
 
     @contextmanager
     def _timed(self, role: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         yield
         self.seconds[role] += time.perf_counter() - start
+        self.cpu_seconds[role] += time.process_time() - cpu_start
 
     def run(self) -> HessianFreeReport:
         """Decide and move."""
@@ -173,4 +174,5 @@ class HessianFreeStep:
             loss_after=before if after is None else after, gradient_norm=gradient_norm, gradient_loss=gradient_loss,
             cg_iterations=0 if result is None else result.iterations, cg_reason="" if result is None else result.reason,
             iterate=iterate, damping=optimizer.damping, next_damping=damping, rho=rho, step_length=step_length,
-            weights=dict(self.passes.weights), passes=dict(self.passes.counts), seconds=self.seconds, noise=noise)
+            weights=dict(self.passes.weights), passes=dict(self.passes.counts), seconds=self.seconds,
+            cpu_seconds=self.cpu_seconds, noise=noise)

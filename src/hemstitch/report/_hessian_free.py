@@ -12,6 +12,7 @@ _ROLES = ("gradient", "curvature", "evaluate")
 _TOGETHER = {
     "Samples per pass": [f"samples_{role}" for role in _ROLES[:2]],
     "Seconds of a step": [f"seconds_{role}" for role in _ROLES],
+    "Processor seconds of a step": [f"cpu_seconds_{role}" for role in _ROLES],
     "Passes of a step": [f"passes_{role}" for role in _ROLES],
     "Held-out loss, before and after the step": ["held_out_loss", "held_out_loss_after"],
     "Damping": ["damping"],

@@ -8,6 +8,7 @@ from importlib import import_module
 from hemstitch.reproduce._entry import Entry
 
 MODULES: tuple[str, ...] = (
+    "_paper3",
     "_paper4_natural_gradient",
 )
 """Modules of this package with a list ``ENTRIES``; imported when the catalogue is first asked for."""

@@ -137,6 +137,7 @@ def diagnostics(report: HessianFreeReport, sizes: dict[str, int]) -> dict[str, f
         **{f"samples_{role}": float(sizes[role]) for role in ("gradient", "curvature")},
         **{f"passes_{role}": float(count) for role, count in report.passes.items()},
         **{f"seconds_{role}": seconds for role, seconds in report.seconds.items()},
+        **{f"cpu_seconds_{role}": seconds for role, seconds in report.cpu_seconds.items()},
     }
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
@@ -177,6 +178,14 @@ def check_combination(recipe: Recipe) -> None:
         ConfigError: with the reason.
     """
     reasons = {
+        f"data.kind = {recipe.kinds['data']!r}": (
+            recipe.kinds["data"] not in ("speech", "images"),
+            "its batches continue one another, so that no sample of them can be drawn",
+        ),
+        f"parallel.kind = {recipe.kinds['parallel']!r}": (
+            recipe.kinds["parallel"] not in ("local", "data-parallel"),
+            "a step needs the sums of all workers, none can take one by itself; use parallel.kind = 'data-parallel'",
+        ),
         "gradient.kind = 'natural'": (
             recipe.kinds["gradient"] != "plain",
             "it changes the gradient within the layers, and conjugate gradients need that of the loss; the damped "
