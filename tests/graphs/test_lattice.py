@@ -3,7 +3,6 @@ import kaldifst
 import numpy as np
 import pytest
 from best_path_oracle import random_graph
-from lattice_oracle import graph_paths, lattice_paths, path_weights
 from test_beam import kaldi_fst
 
 from hemstitch.errors import DataError, MisuseError, NonFiniteError
@@ -20,6 +19,7 @@ from hemstitch.graphs import (
     path_of_pdfs,
     restricted_to,
 )
+from lattice_oracle import graph_paths, lattice_paths, path_weights
 
 EVERYTHING = {"beam": np.inf, "max_active": 10**9}
 
