@@ -109,8 +109,11 @@ class SimulatedClock:
     def run(self, until: float = math.inf, stop: Callable[[], bool] | None = None) -> None:
         """Let the processes run until nothing is due at or before ``until``, or ``stop()`` is true after an event."""
         while self._due and self._due[0][0] <= until and not (stop is not None and stop()):
-            self.now, _, process, turn = heapq.heappop(self._due)
-            process._resume(turn)
+            self._run_next()
+
+    def _run_next(self) -> None:
+        self.now, _, process, turn = heapq.heappop(self._due)
+        process._resume(turn)
 
     def _schedule(self, moment: float, process: Process, turn: int) -> None:
         heapq.heappush(self._due, (moment, self._count, process, turn))

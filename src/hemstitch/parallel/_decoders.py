@@ -174,12 +174,9 @@ class Decoder:
         """Decode utterances as long as any is wanted."""
         num_empty = 0
         while utterances := list(islice(self._utterances, self.decoding.utterances_per_call)):
-            held = self._held = yield from self._parameters()
-            outers = self.decoding.outer_gradient(held.parameters, utterances)
-            yield sum(self.times.decode() for _ in utterances)
-            self._ready.extend(Decoded(utterance, outer, held.versions[0], held.seconds)
-                               for utterance, outer in zip(utterances, outers, strict=True))
-            num_empty = 0 if any(map(len, outers)) else num_empty + len(utterances)
+            decoded = yield from self._outer_gradients(utterances)
+            self._ready.extend(decoded)
+            num_empty = 0 if any(len(d.outer) for d in decoded) else num_empty + len(utterances)
             if num_empty >= MANY_EMPTY:
                 raise DataError(f"the outer gradients of {num_empty} utterances in a row had no frames: look at what "
                                 "outer_gradient returns, for instance for "
@@ -189,6 +186,14 @@ class Decoder:
                 yield self._wanted
         self._has_ended = True
         self._announce()
+
+    def _outer_gradients(self, utterances: list[Any]) -> Generator[float | Event, Any, list[Decoded]]:
+        """Decode some utterances with the same parameters."""
+        held = self._held = yield from self._parameters()
+        outers = self.decoding.outer_gradient(held.parameters, utterances)
+        yield sum(self.times.decode() for _ in utterances)
+        return [Decoded(utterance, outer, held.versions[0], held.seconds)
+                for utterance, outer in zip(utterances, outers, strict=True)]
 
     def _parameters(self) -> Generator[float | Event, Any, Snapshot]:
         """What to decode with now."""

@@ -76,9 +76,17 @@ class ParameterServer:
         self._lives[worker] = (incarnation, -1)
         return incarnation
 
-    def fetch(self) -> tuple[int, Tensor]:
-        """Version and parameters. The tensor is a snapshot: later updates leave it as it is; do not write to it."""
-        self._is_read = True
+    def incarnation(self, worker: int) -> int:
+        """The latest life of ``worker``; 0 if it never registered."""
+        return self._lives.get(worker, (0, -1))[0]
+
+    def fetch(self, *, is_kept: bool = True) -> tuple[int, Tensor]:
+        """Version and parameters. The tensor is a snapshot: later updates leave it as it is; do not write to it.
+
+        Args:
+            is_kept: ``False`` if it will have been copied before the next push: then no update needs new memory.
+        """
+        self._is_read |= is_kept
         return self.version, self.parameters
 
     @torch.no_grad()

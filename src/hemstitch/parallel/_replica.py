@@ -103,7 +103,7 @@ class Replica:
         """Send the gradient until a reply comes. What is under way arrives even if this replica dies."""
         gradient, loss, weight = self.gradient(snapshot.parameters, batch)
         message = Message(self.worker, self._seq, incarnations, snapshot.versions, snapshot.seconds, gradient,
-                          norm=float(torch.linalg.vector_norm(gradient)),
+                          norm=float(torch.linalg.vector_norm(gradient)), loss=float(loss), weight=float(weight),
                           may_be_overwritten=getattr(self.gradient, "returns_new_tensors", False))
         del gradient, snapshot
         while True:

@@ -49,6 +49,7 @@ class Message:
         versions, seconds: of the parameters from which it was computed, and when they were fetched.
         gradient: flat.
         norm: of the gradient.
+        loss, weight: mean loss of its batch, and the samples behind it.
         may_be_overwritten: whether nobody else needs the gradient's memory.
     """
 
@@ -59,6 +60,8 @@ class Message:
     seconds: float
     gradient: Tensor
     norm: float
+    loss: float
+    weight: float
     may_be_overwritten: bool
 
 
@@ -80,7 +83,7 @@ class ServerShards:
     def __init__(self, clock: SimulatedClock, parameters: Tensor, rule: StepRule, num_shards: int, network: Network,
                  num_bytes: float) -> None:
         self.clock, self.network = clock, network
-        self._cuts = _cuts(parameters.numel(), num_shards, rule)
+        self._cuts = shard_cuts(parameters.numel(), num_shards, rule)
         self.shards = [ParameterServer(parameters[cut], rule) for cut in self._cuts]
         self.rule = rule
         self._bytes = num_bytes / num_shards
@@ -106,9 +109,7 @@ class ServerShards:
     def rule(self, rule: StepRule) -> None:
         self._rule = rule
         for shard, cut in zip(self.shards, self._cuts, strict=True):
-            inside = (Bound(c.start - cut.start, c.stop - cut.start, c.max_change) for c in rule.components
-                      if cut.start <= c.start and c.stop <= cut.stop)
-            shard.rule = replace(rule, components=tuple(inside))
+            shard.rule = shard_rule(rule, cut)
 
     def register(self, worker: int) -> tuple[int, ...]:
         """Begin a new life of a worker; its incarnation at each shard."""
@@ -167,7 +168,14 @@ class ServerShards:
         return self._link_free_at[shard] - self.clock.now
 
 
-def _cuts(size: int, num_shards: int, rule: StepRule) -> list[slice]:
+def shard_rule(rule: StepRule, cut: slice) -> StepRule:
+    """The rule in terms of one slice of the parameters."""
+    inside = (Bound(c.start - cut.start, c.stop - cut.start, c.max_change) for c in rule.components
+              if cut.start <= c.start and c.stop <= cut.stop)
+    return replace(rule, components=tuple(inside))
+
+
+def shard_cuts(size: int, num_shards: int, rule: StepRule) -> list[slice]:
     """Slices of about equal size; with components, between two of them."""
     if size == 0:
         return [slice(0, 0)] * num_shards

@@ -1,0 +1,6 @@
+"""Many workers as real processes, launched and supervised by Ray (``pip install 'hemstitch[parallel]'``)."""
+
+from hemstitch.parallel.ray._engine import connected
+from hemstitch.parallel.ray._training import AsynchronousTraining, RealReport
+
+__all__ = ["AsynchronousTraining", "RealReport", "connected"]

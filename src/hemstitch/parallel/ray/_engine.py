@@ -1,0 +1,165 @@
+"""Ray as the engine: started inside this process on a laptop, or reached by address on a cluster.
+
+Embedded, nothing needs to be installed or started before and nothing is left after: all processes listen on the
+loopback address only and want a token that is drawn anew each time. For several machines the cluster is
+started with Ray's own tools, with a token (``RAY_AUTH_MODE=token``), and given by address.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hemstitch.errors import ConfigError, RunError
+
+MEBIBYTE = 2**20
+LEAST_STORE = 80 * MEBIBYTE         # the engine wants no less
+BASE_MEMORY = 450 * MEBIBYTE        # the engine's own processes
+MEMORY_PER_PROCESS = 300 * MEBIBYTE
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def import_ray() -> ModuleType:
+    """The engine.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("asynchronous workers run on Ray, which is not installed: pip install 'hemstitch[parallel]'. "
+                          "Without it, the simulated system runs in one process.") from None
+    return ray
+
+
+@contextmanager
+def connected(address: str = "", *, num_cpus: int = 2, store_bytes: int = 0, num_processes: int = 2) -> Iterator[Any]:
+    """The engine, ready; what was started here is ended at the end.
+
+    If this process is connected already, that connection is used and left alone.
+
+    Args:
+        address: of a running cluster, such as ``10.0.0.1:6379`` or ``auto``; empty: start one inside this process.
+        num_cpus: processors of the embedded cluster, in the engine's books.
+        store_bytes: of shared memory for messages under way.
+        num_processes: that will be started, for the check of the memory.
+
+    Raises:
+        ConfigError: the engine is not installed, or there is too little memory or shared memory.
+        RunError: the cluster does not answer, or refuses the token.
+    """
+    if not address:
+        store_bytes = max(store_bytes, LEAST_STORE)
+        check_memory(store_bytes, num_processes)
+    with _environment({} if address else _private_token()):
+        ray = import_ray()
+        if ray.is_initialized():
+            yield ray
+            return
+        _apply_authentication()
+        try:
+            _join(ray, address) if address else _start(ray, num_cpus, store_bytes)
+            yield ray
+        finally:
+            ray.shutdown()
+    if not address:
+        _apply_authentication()
+
+
+def check_memory(store_bytes: int, num_processes: int) -> None:
+    """Whether this machine can hold the workers; one clear error now instead of a dead process later.
+
+    Raises:
+        ConfigError: too little memory, or too little of it shared.
+    """
+    if SHARED_MEMORY.is_dir():
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if free < store_bytes:
+            raise ConfigError(
+                f"{SHARED_MEMORY} has {free / MEBIBYTE:.0f} MiB free, the messages of the workers need "
+                f"{store_bytes / MEBIBYTE:.0f} MiB. In a container start it with a larger one (docker run --shm-size="
+                f"{2 * store_bytes // MEBIBYTE}m), or use fewer replicas.")
+    needed, available = store_bytes + BASE_MEMORY + num_processes * MEMORY_PER_PROCESS, available_memory()
+    if available is not None and available < needed:
+        raise ConfigError(f"{num_processes} worker processes need about {needed / MEBIBYTE:.0f} MiB of memory, "
+                          f"{available / MEBIBYTE:.0f} MiB are free: use fewer processes (several replicas share one).")
+
+
+def available_memory() -> int | None:
+    """Bytes that processes can still take, by the system or the container's limit; ``None`` where it is not told."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        with suppress(OSError, ValueError):                 # "max" where there is no limit
+            limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+            free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+        return free
+    return None
+
+
+def _start(ray: ModuleType, num_cpus: int, store_bytes: int) -> None:
+    with _loopback():
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=store_bytes,
+                 _node_ip_address="127.0.0.1", log_to_driver=False, configure_logging=False,
+                 logging_level=logging.ERROR)
+
+
+def _join(ray: ModuleType, address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise RunError(
+            f"the cluster at {address!r} cannot be joined ({str(error).splitlines()[0]}). Is it running (`ray "
+            "status`), and does this machine have its token (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH)?"
+        ) from None
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Keep the engine from replacing 127.0.0.1 by the machine's address, which on Linux it does."""
+    from ray._private import ray_constants
+
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _private_token() -> Mapping[str, str]:
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0"}
+    if "RAY_AUTH_MODE" in os.environ:
+        return quiet
+    return {**quiet, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def _apply_authentication() -> None:
+    """Let the engine, which read the environment when it was imported, read it again."""
+    with suppress(ImportError, AttributeError):
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
