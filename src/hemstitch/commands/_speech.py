@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hemstitch.errors import ConfigError, DataError, HemstitchError, RunError
-from hemstitch.speech import Alignment, in_seconds, training_graph, write_ctm, write_textgrid
+from hemstitch.speech import Alignment, in_seconds, write_ctm, write_textgrid
 from hemstitch.speech import align as align_utterance
 from hemstitch.speech._files import new_file
 from hemstitch.train import Console, load_trained
@@ -68,8 +68,7 @@ def align_part(run: Any, name: str) -> tuple[dict[str, Alignment], dict[str, str
     def one(index: int) -> Alignment | str:
         words = part.utterances[index].text.split()
         try:
-            graph = part.graphs[index] if part.graphs else training_graph(
-                words, task.lexicon, task.topology, task.recipe.hmm.silence_probability)
+            graph = part.graphs[index] if part.graphs else task.training_graph(words)
             rows = loglikes[offsets[index] : offsets[index + 1]]
             return align_utterance(rows, words, task.lexicon, task.topology, graph=graph)
         except DataError as error:

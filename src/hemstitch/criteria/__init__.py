@@ -2,6 +2,7 @@
 
 from hemstitch.criteria._auxiliary import AuxiliaryFunction, bound_strength
 from hemstitch.criteria._cross_entropy import IGNORED, CrossEntropy, FrameObjective
+from hemstitch.criteria._ctc import Ctc, CtcObjective
 from hemstitch.criteria._frame_accuracy import FrameAccuracy
 from hemstitch.criteria._lattice import (
     LatticeCriterion,
@@ -21,6 +22,8 @@ __all__ = [
     "IGNORED",
     "AuxiliaryFunction",
     "CrossEntropy",
+    "Ctc",
+    "CtcObjective",
     "CurvedCriterion",
     "FrameAccuracy",
     "FrameObjective",

@@ -23,6 +23,7 @@ from hemstitch.speech._augment import (
     warp_time,
 )
 from hemstitch.speech._augmented_corpus import augmented_corpus
+from hemstitch.speech._blanks import with_blanks
 from hemstitch.speech._broken import BrokenUtterance
 from hemstitch.speech._compile import DecodingGraph, decoding_graph, training_graph
 from hemstitch.speech._convert import convert_alignment, subsample_alignment
@@ -139,6 +140,7 @@ __all__ = [
     "tie_states",
     "training_graph",
     "warp_time",
+    "with_blanks",
     "with_garbage",
     "word_error_rate",
     "write_ctm",

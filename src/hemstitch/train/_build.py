@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from hemstitch.errors import ConfigError
-from hemstitch.models import Blstm, FeedForward, RecurrentLanguageModel, Tdnn, TdnnLstm
+from hemstitch.models import Blstm, FeedForward, Lstm, PNormNetwork, RecurrentLanguageModel, Tdnn, TdnnLstm
 from hemstitch.optim import SGD, Backstitch, NaturalGradient, component_groups
 from hemstitch.train import _options as o
+from hemstitch.train._chunks import ChunkTask
 from hemstitch.train._console import Console
+from hemstitch.train._ctc import CtcTask
 from hemstitch.train._frames import FrameTask
 from hemstitch.train._images import ImageTask
 from hemstitch.train._layerwise import check_layerwise, grow, shallow_recipe
@@ -33,10 +35,14 @@ from hemstitch.train._text import ContinuedLanguageModel, TextTask
 MODELS: dict[type, Callable[..., nn.Module]] = {
     o.FeedForwardModel: FeedForward,
     o.MlpModel: FeedForward,
+    o.PNormModel: PNormNetwork,
     o.TdnnModel: Tdnn,
+    o.LstmModel: Lstm,
     o.BlstmModel: Blstm,
     o.TdnnLstmModel: TdnnLstm,
 }
+
+RECURRENT = (o.LstmModel, o.BlstmModel, o.TdnnLstmModel)
 
 
 def build_device(options: o.Training) -> torch.device:
@@ -59,7 +65,14 @@ def build_task(recipe: Recipe, device: torch.device, console: Console, kept: Map
         return ImageTask(recipe.data, device)
     if isinstance(recipe.criterion, o.LatticeFreeMmi):
         return LatticeFreeTask(recipe, device, console, kept)
-    return FrameTask(recipe, device, console, kept)
+    if isinstance(recipe.criterion, o.Ctc):
+        return CtcTask(recipe, device, console, kept)
+    if isinstance(recipe.model, RECURRENT) and not recipe.criterion.chunk:
+        raise ConfigError(f"model.kind = {recipe.kinds['model']!r} with cross-entropy: set criterion.chunk, such as "
+                          "40 frames (alone, each would cost a whole warm-up), and train.batch_size = 32")  # fmt: skip
+    if getattr(recipe.model, "subsampling", 1) != 1:
+        raise ConfigError("criterion.kind = 'cross-entropy' has a target for each frame: set model.subsampling = 1")
+    return (ChunkTask if recipe.criterion.chunk else FrameTask)(recipe, device, console, kept)
 
 
 def build_model(recipe: Recipe, num_inputs: int, num_outputs: int) -> nn.Module:

@@ -26,14 +26,16 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     "hmm": o.Hmm,
     "model": {
         "feed-forward": o.FeedForwardModel,
+        "p-norm": o.PNormModel,
         "tdnn": o.TdnnModel,
+        "lstm": o.LstmModel,
         "blstm": o.BlstmModel,
         "tdnn-lstm": o.TdnnLstmModel,
         "mlp": o.MlpModel,
         "lstm-lm": o.LstmLanguageModel,
     },
     "start": o.Start,
-    "criterion": {"cross-entropy": o.CrossEntropy, "lattice-free-mmi": o.LatticeFreeMmi},
+    "criterion": {"cross-entropy": o.CrossEntropy, "lattice-free-mmi": o.LatticeFreeMmi, "ctc": o.Ctc},
     "gradient": {"plain": o.PlainGradient, "natural": o.NaturalGradientOptions},
     "update": {"sgd": o.MomentumSgd, "max-change-sgd": o.MaxChangeSgd, "adam": o.Adam, "adamw": o.AdamW,
                "hessian-free": o.HessianFree},
@@ -58,7 +60,11 @@ DEFAULT_KINDS = {f"{section}.{next(iter(entry))}" for section, entry in SECTIONS
 """What a section is that does not name its kind (images: mlp, text: lstm-lm)."""
 
 SPEECH_ONLY = {"features", "hmm", "decode"}
-MODELS = {"speech": ("feed-forward", "tdnn", "blstm", "tdnn-lstm"), "images": ("mlp",), "text": ("lstm-lm",)}
+MODELS = {
+    "speech": ("feed-forward", "p-norm", "tdnn", "lstm", "blstm", "tdnn-lstm"),
+    "images": ("mlp",),
+    "text": ("lstm-lm",),
+}
 """The models that fit each kind of data; the first is the default."""
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hemstitch.graphs import Graph
 from hemstitch.sampling import FrameWindows
 from hemstitch.speech import (
     Corpus,
@@ -81,14 +82,15 @@ class SpeechTask:
         """The hidden Markov models to begin with."""
         return make_topology(self.recipe.hmm, self.lexicon)
 
+    def training_graph(self, words: Sequence[str]) -> Graph:
+        """All ways to say a transcript."""
+        return training_graph(words, self.lexicon, self.topology, self.recipe.hmm.silence_probability)
+
     def use_topology(self, topology: Topology) -> None:
         """Go on with other hidden Markov models: their pdfs are the outputs of the network."""
         self.topology, self.num_outputs = topology, topology.num_pdfs
         for part in (self.parts["train"], self.parts["dev"]):
-            part.graphs = [
-                training_graph(u.text.split(), self.lexicon, topology, self.recipe.hmm.silence_probability)
-                for u in part.utterances
-            ]
+            part.graphs = [self.training_graph(u.text.split()) for u in part.utterances]
 
     def kept(self) -> dict[str, Any]:
         """What a run folder keeps of the preparations."""
@@ -133,6 +135,10 @@ class SpeechTask:
     def decoding_graph(self) -> DecodingGraph:
         """The graph of all sentences that the recipe's language model allows."""
         language_model = LanguageModel.read(self.corpus.language_model(self.recipe.decode.language_model))
+        return self.graph_of(language_model)
+
+    def graph_of(self, language_model: LanguageModel) -> DecodingGraph:
+        """The graph of all sentences that a language model allows."""
         return decoding_graph(self.lexicon, self.topology, language_model, self.recipe.hmm.silence_probability)
 
     def score(self, name: str, words: dict[str, str], replications: int = 10_000) -> WordErrorRate:

@@ -1,10 +1,18 @@
 """The options of a recipe's sections: one frozen dataclass per section or per kind of it."""
 
 from hemstitch.train._options._average import MovingAverage, NoAverage, WeightAverage
-from hemstitch.train._options._criteria import CrossEntropy, LatticeFreeMmi
+from hemstitch.train._options._criteria import CrossEntropy, Ctc, LatticeFreeMmi
 from hemstitch.train._options._data import ImageData, SpeechData
 from hemstitch.train._options._hessian_free import HessianFree
-from hemstitch.train._options._models import BlstmModel, FeedForwardModel, MlpModel, TdnnLstmModel, TdnnModel
+from hemstitch.train._options._models import (
+    BlstmModel,
+    FeedForwardModel,
+    LstmModel,
+    MlpModel,
+    PNormModel,
+    TdnnLstmModel,
+    TdnnModel,
+)
 from hemstitch.train._options._order import BackwardOrder, ForwardOrder, OrderAverageOptions
 from hemstitch.train._options._parallel import (
     Asynchronous,
@@ -44,6 +52,7 @@ __all__ = [
     "ConstantRate",
     "CosineRate",
     "CrossEntropy",
+    "Ctc",
     "DataParallel",
     "Decoding",
     "ExponentialRate",
@@ -55,6 +64,7 @@ __all__ = [
     "LatticeFreeMmi",
     "LocalParallel",
     "LstmLanguageModel",
+    "LstmModel",
     "MaxChangeSgd",
     "MlpModel",
     "MomentumSgd",
@@ -62,6 +72,7 @@ __all__ = [
     "NaturalGradientOptions",
     "NoAverage",
     "OrderAverageOptions",
+    "PNormModel",
     "PlainGradient",
     "PlateauRate",
     "SimulatedAsynchronous",

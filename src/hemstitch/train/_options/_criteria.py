@@ -11,7 +11,32 @@ from hemstitch.train._options._checks import require
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """Frame (or example) cross-entropy."""
+    """Frame (or example) cross-entropy.
+
+    Attributes:
+        chunk: utterances are cut into chunks of so many frames, which recurrent networks need; train.batch_size then
+            counts chunks. 0: single frames with their context.
+    """
+
+    chunk: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.chunk >= 0, f"chunk must not be negative, got {self.chunk}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ctc:
+    """Connectionist temporal classification: phones and a blank, without alignments; a baseline.
+
+    Attributes:
+        length_step: utterances are prolonged by copies of their last frame to a multiple of this many frames, so that
+            batches hold utterances of one length; what is added does not count.
+    """
+
+    length_step: int = 30
+
+    def __post_init__(self) -> None:
+        require(self.length_step >= 1, f"length_step must be at least 1, got {self.length_step}")
 
 
 @dataclass(frozen=True, kw_only=True)

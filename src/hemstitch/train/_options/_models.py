@@ -31,6 +31,48 @@ class FeedForwardModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PNormModel:
+    """Fully connected layers of p-norm units (p = 2) over spliced frames, each layer scaled to root mean square 1.
+
+    Attributes:
+        hidden: units of each hidden layer.
+        group_size: inputs of a unit; a layer's affine map is so many times wider.
+        left_context, right_context: frames spliced to the current one.
+    """
+
+    hidden: tuple[int, ...] = (300, 300, 300, 300)
+    group_size: int = 10
+    left_context: int = 4
+    right_context: int = 4
+
+    def __post_init__(self) -> None:
+        require(len(self.hidden) > 0 and all(w > 0 for w in self.hidden), f"hidden must be positive, got {self.hidden}")
+        require(self.group_size >= 1, f"group_size must be at least 1, got {self.group_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LstmModel:
+    """Projected LSTM layers over spliced frames.
+
+    Attributes:
+        num_layers: layers.
+        num_cells: cells per layer.
+        num_recurrent, num_nonrecurrent: sizes of the two projections.
+        offsets: spliced frames; the last one is how far it hears ahead before it answers.
+        subsampling: input frames per output frame.
+        warm_up: frames before a chunk that only prepare the recurrence.
+    """
+
+    num_layers: int = 2
+    num_cells: int = 256
+    num_recurrent: int = 96
+    num_nonrecurrent: int = 96
+    offsets: tuple[int, ...] = (3, 4, 5, 6, 7)
+    subsampling: int = 1
+    warm_up: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
 class TdnnModel:
     """Time-delay layers: each sees a few frames of the layer below.
 

@@ -14,7 +14,7 @@ class Training:
 
     Attributes:
         epochs: passes over the training data.
-        batch_size: frames (or images) per step.
+        batch_size: examples per step: frames, chunks of frames, whole utterances, images...
         evaluate_every: epochs between two looks at the dev part.
         log_every: steps that one logged training value averages over.
         checkpoint_every: steps between checkpoints; 0: at each look.
