@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hemstitch.errors import ConfigError, NonFiniteError
+from hemstitch.errors import ConfigError, NonFiniteError, RunError
 from hemstitch.train import Console, Interrupted, load_recipe, load_trained, resume, train
 from hemstitch.train._build import build_run
 from hemstitch.train._checkpoint import load_checkpoint
@@ -165,3 +165,26 @@ def test_wildly_peaked_outputs_have_a_finite_loss_and_gradient(recipe):
         objective = run.task.criterion(outputs, batch.targets)
         objective.loss.backward()
         assert objective.loss.isfinite() and outputs.grad.isfinite().all()
+
+
+# -- graph and network -----------------------------------------------------------------------------------------------
+
+
+def test_a_network_is_not_searched_with_other_units(tiny_corpus, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, corpus)
+    folder = train(load_recipe(speech_recipe(tmp_path / "recipe.toml", corpus), [*LATTICE_FREE, "--train.epochs", "1"]),
+                   tmp_path / "run", QUIET)  # fmt: skip
+    lexicon = (corpus / "lexicon.txt").read_text()
+    (corpus / "lexicon.txt").write_text(lexicon + "AGAIN A B C\n")  # the same phones: fine
+    load_trained(folder, QUIET)
+    (corpus / "lexicon.txt").write_text(lexicon.replace(" A", " Z"))  # as many phones, in another order
+    with pytest.raises(RunError, match="its outputs stand for other phones or states"):
+        load_trained(folder, QUIET)
+
+
+def test_a_scale_made_for_posteriors_is_warned_of(recipe, tmp_path, capsys):
+    folder = train(load_recipe(recipe, [*LATTICE_FREE, "--train.epochs", "1"]), tmp_path / "run", QUIET)
+    run, opened = load_trained(folder, Console(), {"decode.acoustic_scale": [0.1]})
+    run.task.decode(run.model, opened, ("test",), Console())
+    assert "searched at a scale of about 1" in " ".join(capsys.readouterr().err.split())

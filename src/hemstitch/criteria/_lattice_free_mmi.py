@@ -71,6 +71,11 @@ class SequenceObjective:
         """Number of sequences left out; they have zero gradient."""
         return len(self.reasons)
 
+    @property
+    def extra(self) -> dict[str, float]:
+        """What training logs besides the loss."""
+        return {"skipped": float(self.skipped)}
+
 
 class LatticeFreeMMI:
     """``loss = -sum_b w_b (num_b - den_b) + penalties``, with zero gradient for sequences that cannot be computed.

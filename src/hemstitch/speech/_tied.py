@@ -106,6 +106,11 @@ class TiedTopology(Topology):
         """The network outputs for a position of a phone in any context."""
         return tuple(_leaves(self._trees[phone, position]))
 
+    def _ties(self) -> Any:
+        """What tells one context from another: the trees."""
+        content = self.to_dict()
+        return [content["context"], content["roots"]]
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON knows; phones by name."""
         return {

@@ -16,12 +16,14 @@ al., "Purely sequence-trained neural networks for ASR based on lattice-free MMI"
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -124,6 +126,17 @@ class Topology:
     def num_pdfs(self) -> int:
         """Number of network outputs."""
         return int(self._first_pdf[-1])
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the phones and the pdfs of their states: networks made for one topology fit others with its digest."""
+        pdfs = [[(self.pdfs(phone, state.enter), self.pdfs(phone, state.loop)) for state in states]
+                for phone, states in enumerate(self.hmms, start=1)]
+        return hashlib.sha256(json.dumps([self.phones, pdfs, self._ties()]).encode()).hexdigest()
+
+    def _ties(self) -> Any:
+        """What tells one context from another, in types that JSON knows."""
+        return None
 
     @cached_property
     def phone_ids(self) -> dict[str, int]:

@@ -359,6 +359,7 @@ class Loop:
             "schedule": self.schedule.state_dict(),
             "source": self.source.state_dict(),
             "task": self.task.state_dict(),
+            "units": getattr(self.task, "units", ""),
             "progress": asdict(self.progress),
             "window": asdict(self.window),
             "random": torch.get_rng_state(),
@@ -372,6 +373,7 @@ class Loop:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         try:
+            self._check_units(state)
             self._load_learned(state)
             for name in ("schedule", "source", "task"):
                 getattr(self, name).load_state_dict(state[name])
@@ -383,6 +385,13 @@ class Loop:
         torch.set_rng_state(state["random"])
         if "random_cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    def _check_units(self, state: dict[str, Any]) -> None:
+        """A network whose outputs stand for other units would be trained, or searched, to no sense."""
+        theirs, ours = state.get("units", ""), getattr(self.task, "units", "")
+        if theirs and theirs != ours:
+            raise ConfigError(f"its outputs stand for other phones or states than those of the corpus and recipe now "
+                              f"(digest {theirs[:12]}, now {ours[:12]}): restore the lexicon it was trained with")
 
     def _learned(self) -> dict[str, Any]:
         return {

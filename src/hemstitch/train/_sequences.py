@@ -9,7 +9,7 @@ References: Povey et al., "Purely sequence-trained neural networks for ASR based
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,9 @@ from hemstitch.train._numerators import (
 from hemstitch.train._options import LatticeFreeMmi
 from hemstitch.train._pieces import Pieces, Stretches, chunks, whole_utterances
 from hemstitch.train._recipe import Recipe
+from hemstitch.train._run_folder import RunFolder
 from hemstitch.train._speech import SpeechTask, first_head, make_topology
+from hemstitch.train._start import FormerRun
 from hemstitch.train._strategies import Batch
 
 SUPERVISED = ("train", "dev")
@@ -70,6 +72,8 @@ class LatticeFreeTask(SpeechTask):
     ) -> None:
         _check(recipe)
         super().__init__(recipe, device, console)
+        if kept is None and (former := FormerRun.of(recipe)) is not None:
+            kept = former.kept or None
         options: LatticeFreeMmi = recipe.criterion
         self.phones: dict[str, list[PhoneAlignment]] = {}
         if kept is None and self.aligns:
@@ -260,6 +264,14 @@ class LatticeFreeTask(SpeechTask):
         model.train()
         return {"loss": loss / max(weight, 1.0), "skipped": skipped / stream.num_items}
 
+    def decode(self, model: nn.Module, folder: RunFolder, parts: Sequence[str], console: Console) -> dict[str, Any]:
+        """Recognise parts with the settings that are best on dev; writes decode/PART.jsonl."""
+        scales = self.recipe.decode.acoustic_scale
+        if max(scales) < 0.5:
+            console.event("warning", f"decode.acoustic_scale = {list(scales)}: scores of lattice-free MMI are made to "
+                                     "be searched at a scale of about 1, and recognise badly far from it")
+        return super().decode(model, folder, parts, console)
+
     def after_epoch(self, epoch: int, model: nn.Module) -> list[tuple[str, str]]:
         """Nothing to renew: alignments stay."""
         return []
@@ -286,6 +298,8 @@ def _check(recipe: Recipe) -> None:
     if hmm.context == "both":
         raise ConfigError("criterion.kind = 'lattice-free-mmi': in its denominator a pdf may depend on the phone to "
                           "the left only: set hmm.context = 'left' or 'none'")  # fmt: skip
+    if recipe.start.alignment:
+        raise ConfigError("start.alignment is of single frames: criterion.alignments names the run that aligns")
     if options.xent_regularize and recipe.kinds["update"] == "hessian-free":
         raise ConfigError("criterion.xent_regularize: update.kind = 'hessian-free' knows one output layer only")
     if options.xent_regularize and recipe.kinds["model"] == "feed-forward":

@@ -92,6 +92,11 @@ class SpeechTask:
         for part in (self.parts["train"], self.parts["dev"]):
             part.graphs = [self.training_graph(u.text.split()) for u in part.utterances]
 
+    @property
+    def units(self) -> str:
+        """Digest of what the outputs of the network stand for; kept in checkpoints, compared before decoding."""
+        return self.topology.digest
+
     def kept(self) -> dict[str, Any]:
         """What a run folder keeps of the preparations."""
         return {}

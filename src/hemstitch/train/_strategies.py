@@ -155,6 +155,7 @@ class SinglePass:
             backward=self.gradient.backward_cost * batch.samples,
             gradient_norm=norm,
             applied=applied,
+            extra=getattr(objective, "extra", {}),
         )
 
 
@@ -196,6 +197,7 @@ class ClosureSteps:
             backward=len(passes) * self.gradient.backward_cost * batch.samples,
             gradient_norm=norm,
             applied=finite and self._num_refused() == refused,
+            extra=getattr(first, "extra", {}),
         )
 
     def _num_refused(self) -> int:
