@@ -163,6 +163,11 @@ class ProcessGroupReducer:
         return sum(weights)
 
     @property
+    def store(self) -> dist.Store:
+        """The key-value store through which the workers found each other."""
+        return self._members.store
+
+    @property
     def member(self) -> int:
         """This worker's number among all that ever belonged to the job; unlike the rank it does not change."""
         return self._members.member

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from hemstitch.comm._reducer import MemberLost, Reducer
@@ -19,7 +20,7 @@ class _Meeting:
     """Where the threads meet: one slot per worker and a barrier."""
 
     def __init__(self, world: int, timeout: float) -> None:
-        self.slots: list[tuple[Tensor, float] | None] = [None] * world
+        self.slots: list[tuple[list[Tensor], float] | None] = [None] * world
         self.barrier = threading.Barrier(world, timeout=timeout)
 
 
@@ -32,14 +33,23 @@ class ThreadReducer:
 
     def sum_(self, flat: Tensor, weight: float = 0.0) -> float:
         """See :meth:`hemstitch.comm.Reducer.sum_`."""
-        slots = self._meeting.slots
-        slots[self.rank] = (flat, float(weight))
+        return self.sum_tensors_([flat], 1.0, weight)
+
+    @torch.no_grad()
+    def sum_tensors_(self, tensors: Sequence[Tensor], scale: float = 1.0, weight: float = 0.0) -> float:
+        """See :meth:`hemstitch.comm.ProcessGroupReducer.sum_tensors_`: to the bit what processes would make of it."""
+        slots, tensors = self._meeting.slots, [tensor.detach() for tensor in tensors]
+        if scale != 1.0:
+            for tensor in tensors:
+                tensor.mul_(scale) if scale else tensor.zero_()
+        slots[self.rank] = (tensors, float(weight))
         self._wait()
-        total = tree_sum([slot[0] for slot in slots]) if self.world > 1 else flat
+        totals = [tree_sum(parts) for parts in zip(*(slot[0] for slot in slots))] if self.world > 1 else tensors
         weight = sum(slot[1] for slot in slots)
         self._wait()                                        # nobody writes before all have read
         slots[self.rank] = None
-        flat.copy_(total)
+        for tensor, total in zip(tensors, totals):
+            tensor.copy_(total)
         return weight
 
     def _wait(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def _finish(run: Any, quiet: bool) -> int:
     except Interrupted as stop:
         print(f"stopped; everything is saved. Continue with: hemstitch resume {stop.path}")
         return 130
+    if int(os.environ.get("RANK", 0)) > 0 and "TORCHELASTIC_RUN_ID" in os.environ:
+        return 0  # the first worker reports
     report = write_report(path)
     result = read_json(path / "result.json")
     for line in headline(result):

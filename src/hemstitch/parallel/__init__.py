@@ -1,10 +1,10 @@
 """Many workers: parameter averaging, parameter server, virtual replicas, simulated clock."""
 
 from hemstitch.parallel._asynchronous import AsynchronousReport, AsynchronousSimulation, Evaluation
-from hemstitch.parallel._averaging import AveragingReport, ParameterAveraging
+from hemstitch.parallel._averaging import AveragingReport, ParameterAveraging, sum_tensors_
 from hemstitch.parallel._bounded_step import Bound, StepRule
 from hemstitch.parallel._clock import Event, Interrupted, Process, SimulatedClock
-from hemstitch.parallel._cluster import Cluster, Delay, Failures, Network, Stragglers
+from hemstitch.parallel._cluster import Cluster, Delay, Failures, Network, Stragglers, WorkerTimes
 from hemstitch.parallel._combination import Combination, LastModels, combine_models
 from hemstitch.parallel._decoders import Decoding, FetchPolicy, OuterBatch
 from hemstitch.parallel._flat_gradient import FlatGradient
@@ -50,6 +50,7 @@ __all__ = [
     "StepRule",
     "Stragglers",
     "WorkerFailed",
+    "WorkerTimes",
     "combine_models",
     "learning_rate_at",
     "num_workers_at",
@@ -57,4 +58,5 @@ __all__ = [
     "plan_averaging",
     "shares",
     "staggered_phase",
+    "sum_tensors_",
 ]

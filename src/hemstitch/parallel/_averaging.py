@@ -176,6 +176,11 @@ class ParameterAveraging:
             report = self.average()
         return report
 
+    def resume(self, num_averages: int) -> None:
+        """Go on from a saved state that was taken right after the average of this number."""
+        self._samples, self._loss = 0, None
+        self.num_averages = num_averages
+
     def __enter__(self) -> ParameterAveraging:
         self.average()
         return self

@@ -183,6 +183,10 @@ class WorkerTimes:
         uniform = _blockwise(lambda: reply.random(BLOCK))
         self.loses_reply = (lambda: uniform() < network.reply_loss) if network.reply_loss else lambda: False
 
+    def take(self, count: int) -> list[float]:
+        """The durations of so many computations."""
+        return [self.compute() for _ in range(count)]
+
     @staticmethod
     def _straggling(
         compute: Callable[[], float], pace: float, stragglers: Stragglers, random: np.random.Generator,

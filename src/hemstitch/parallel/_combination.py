@@ -39,8 +39,11 @@ class LastModels:
 
     def add(self, model: nn.Module) -> None:
         """Keep a copy of the model as it is now."""
-        state = model.state_dict()
-        self._models.appendleft({name: value.detach().to("cpu", copy=True) for name, value in state.items()})
+        self.add_weights({name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()})
+
+    def add_weights(self, weights: dict[str, Tensor]) -> None:
+        """Keep this state_dict itself."""
+        self._models.appendleft(weights)
 
     @property
     def newest_first(self) -> list[dict[str, Tensor]]:

@@ -119,6 +119,11 @@ class LocalWorkers:
             raise WorkerFailed("\n".join(failures))
         return good
 
+    def losses(self) -> list[str]:
+        """What became of workers that died or failed so far, causes before consequences."""
+        with self._changed:
+            return self._failures()
+
     def close(self) -> None:
         """End the workers that still run: first asked, then forced."""
         self._closed = True

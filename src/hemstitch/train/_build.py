@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hemstitch.comm import LocalReducer, Reducer
 from hemstitch.errors import ConfigError
 from hemstitch.models import Blstm, FeedForward, Lstm, PNormNetwork, RecurrentLanguageModel, Tdnn, TdnnLstm
 from hemstitch.optim import SGD, Backstitch, NaturalGradient, component_groups
@@ -19,6 +20,7 @@ from hemstitch.train._console import Console
 from hemstitch.train._ctc import CtcTask
 from hemstitch.train._frames import FrameTask
 from hemstitch.train._images import ImageTask
+from hemstitch.train._in_parallel import backstitch_phase, in_parallel
 from hemstitch.train._layerwise import check_layerwise, grow, shallow_recipe
 from hemstitch.train._loop import Loop
 from hemstitch.train._recipe import Recipe
@@ -31,6 +33,7 @@ from hemstitch.train._strategy_average import AveragedSteps
 from hemstitch.train._strategy_hessian_free import build_hessian_free
 from hemstitch.train._strategy_order import BackwardSteps, OrderAverageGradient
 from hemstitch.train._text import ContinuedLanguageModel, TextTask
+from hemstitch.train._workers import Worker
 
 MODELS: dict[type, Callable[..., nn.Module]] = {
     o.FeedForwardModel: FeedForward,
@@ -103,8 +106,10 @@ def build_natural_gradient(recipe: Recipe, model: nn.Module) -> NaturalGradient 
     return NaturalGradient(model, **ranks, **settings, loss_reduction="mean")
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module, natural: NaturalGradient | None) -> torch.optim.Optimizer:
-    """The update rule, with backstitch around it if the recipe asks for it."""
+def build_optimizer(
+    recipe: Recipe, model: nn.Module, natural: NaturalGradient | None, rank: int = 0
+) -> torch.optim.Optimizer:
+    """The update rule, with backstitch around it if the recipe asks for it, staggered over the workers."""
     optimizer, stitch = build_update(recipe, model), recipe.backstitch
     if stitch.scale == 0:
         return optimizer
@@ -112,7 +117,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module, natural: NaturalGradient |
         optimizer,
         stitch.scale,
         stitch.interval,
-        phase=recipe.seed % stitch.interval,
+        phase=(recipe.seed + backstitch_phase(recipe, rank)) % stitch.interval,
         warmup_steps=stitch.warmup_steps,
         natural_gradient=natural,
         model=model,
@@ -167,6 +172,13 @@ def build_strategy(
     return steps(gradient, optimizer, clip=recipe.train.clip)
 
 
+def build_worker(recipe: Recipe, task: Any, model: nn.Module, rank: int) -> Worker:
+    """A worker with everything that is its own."""
+    natural = build_natural_gradient(recipe, model)
+    optimizer = build_optimizer(recipe, model, natural, rank)
+    return Worker(model, optimizer, natural, build_strategy(recipe, task, model, optimizer, natural))
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """The parts of a run before a folder is made for it."""
@@ -213,15 +225,19 @@ class Run:
         )
 
 
-def build_run(recipe: Recipe, console: Console, kept: Mapping[str, Any] | None = None) -> Run:
+def build_run(
+    recipe: Recipe, console: Console, kept: Mapping[str, Any] | None = None, reducer: Reducer | None = None
+) -> Run:
     """Every part of a run.
 
     Args:
         recipe: what to do.
         console: messages.
         kept: what the folder of a run that goes on has kept (:meth:`RunFolder.kept`); ``None``: begin afresh.
+        reducer: speaks to the other processes of the run, if there are any.
     """
     check_layerwise(recipe)
+    reducer = reducer or LocalReducer()
     device = build_device(recipe.train)
     task = build_task(recipe, device, console, kept)
     model = build_model(recipe, task.num_inputs, task.num_outputs).to(device)
@@ -230,22 +246,27 @@ def build_run(recipe: Recipe, console: Console, kept: Mapping[str, Any] | None =
         former.give(model)
     freeze_parameters(model, recipe.start.freeze)
     source = task.source(recipe.train.batch_size, recipe.seed)
-    natural = None
     if isinstance(recipe.update, o.HessianFree):
         optimizer, strategy, source = build_hessian_free(recipe, task, model, source)
+        worker = Worker(model, optimizer, None, strategy)
     else:
-        natural = build_natural_gradient(recipe, model)
-        optimizer = build_optimizer(recipe, model, natural)
-        strategy = build_strategy(recipe, task, model, optimizer, natural)
+        worker = build_worker(recipe, task, model, reducer.rank)
+
+    def another(rank: int) -> Worker:
+        copy = build_model(recipe, task.num_inputs, task.num_outputs).to(device)
+        freeze_parameters(copy, recipe.start.freeze)
+        return build_worker(recipe, task, copy, rank)
+
+    strategy = in_parallel(recipe, worker, another, task, reducer)
     if not isinstance(recipe.average, o.NoAverage):
         statistics = task.source(recipe.train.batch_size, recipe.seed)
         strategy = AveragedSteps(strategy, model, recipe.average, recipe.train.epochs, statistics)
-    stateful = {"natural_gradient": natural, "strategy": strategy}
+    stateful = {"natural_gradient": worker.natural, "strategy": strategy}
     return Run(
         recipe=recipe,
         task=task,
         model=model,
-        optimizer=optimizer,
+        optimizer=worker.optimizer,
         strategy=strategy,
         schedule=Schedule(recipe.schedule, recipe.train.epochs),
         source=source,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from hemstitch.errors import RunError
@@ -60,6 +60,20 @@ def unpack(structure: Any, tensors: dict[str, Tensor]) -> Any:
             return tuple(unpack(item, tensors) for item in structure[_TUPLE])
         return {key: unpack(value, tensors) for key, value in structure[_DICT]}
     return structure
+
+
+def to_bytes(state: Any) -> bytes:
+    """Nested state as it travels between workers; :func:`from_bytes` restores it."""
+    structure, tensors = pack(state)
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return save(tensors, metadata={"structure": json.dumps(structure)})
+
+
+def from_bytes(content: bytes) -> Any:
+    """The inverse of :func:`to_bytes`."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    structure = json.loads(content[8:end])["__metadata__"]["structure"]
+    return unpack(json.loads(structure), load(content))
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -146,6 +146,8 @@ class Loop:
         self.progress, self.window = Progress(), Window()
         self.clock = (time.perf_counter(), time.process_time())
         self.stop_requested = self.save_is_due = False
+        if hasattr(strategy, "is_asked_to_stop"):
+            strategy.is_asked_to_stop = lambda: self.stop_requested
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -170,7 +172,7 @@ class Loop:
                             break
                     self.one_step()
                     bar.update(self.progress.step, self.description())
-                    if self.stop_requested:
+                    if self.should_stop:
                         if self.at_rest:
                             self.save()
                         raise Interrupted
@@ -187,6 +189,11 @@ class Loop:
     def at_rest(self) -> bool:
         """Whether all there is to save is here: not between two averages, nor with gradients on their way."""
         return getattr(self.strategy, "at_rest", True)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run is asked to stop; of several workers, whether they have agreed to."""
+        return getattr(self.strategy, "agreed_to_stop", self.stop_requested)
 
     def one_step(self) -> None:
         """One update, or the decision not to make it."""
@@ -298,7 +305,7 @@ class Loop:
 
     def log(self, split: str, values: dict[str, float]) -> None:
         """Append values to metrics.jsonl, with every x-axis."""
-        self._tick()
+        self.tick()
         progress, per_epoch = self.progress, self.source.indices.num_items
         axes = {
             "step": progress.step,
@@ -329,7 +336,7 @@ class Loop:
 
     def event(self, kind: str, message: str, level: str = "info") -> None:
         """Append to events.jsonl and tell the user."""
-        self._tick()
+        self.tick()
         self.folder.events.append(
             [
                 {
@@ -345,7 +352,7 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        self._tick()
+        self.tick()
         self.save_is_due = False
         best = self.progress.best_step if self.progress.best_step >= 0 else None
         self.folder.save_checkpoint(self.progress.step, self.state_dict(), keep=self.options.keep, best_step=best)
@@ -372,6 +379,7 @@ class Loop:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
+        torch.set_rng_state(state["random"])
         try:
             self._check_units(state)
             self._load_learned(state)
@@ -382,7 +390,6 @@ class Loop:
             raise RunError(f"the checkpoint does not fit this run's configuration and data: {error}") from None
         if hasattr(self.strategy, "look"):
             self.strategy.look = state.get("look")
-        torch.set_rng_state(state["random"])
         if "random_cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
@@ -418,7 +425,8 @@ class Loop:
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Count the seconds since the last time."""
         now = (time.perf_counter(), time.process_time())
         self.progress.wall += now[0] - self.clock[0]
         self.progress.cpu += now[1] - self.clock[1]

@@ -48,7 +48,13 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     },
     "order": {"forward": o.ForwardOrder, "backward": o.BackwardOrder, "order-average": o.OrderAverageOptions},
     "average": {"none": o.NoAverage, "ema": o.MovingAverage, "swa": o.WeightAverage},
-    "parallel": {"local": o.LocalParallel},
+    "parallel": {
+        "local": o.LocalParallel,
+        "data-parallel": o.DataParallel,
+        "averaging": o.Averaging,
+        "virtual-averaging": o.VirtualAveraging,
+        "simulated-async": o.SimulatedAsynchronous,
+    },
     "train": o.Training,
     "decode": o.Decoding,
 }

@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
+from hemstitch.comm import Reducer
 from hemstitch.errors import HemstitchError, NonFiniteError, RunError
 from hemstitch.train._build import Run, build_run
 from hemstitch.train._checkpoint import load_checkpoint
 from hemstitch.train._console import Console
 from hemstitch.train._loop import Interrupted, Loop, Watch
+from hemstitch.train._processes import common_folder, joined, starts_workers, supervise
 from hemstitch.train._recipe import Recipe, restore_recipe
 from hemstitch.train._run_folder import RESULT, RunFolder, next_run_path, read_json
+from hemstitch.train._workers import own_random_numbers
 
 Reporter = Callable[[Path], Path]
 
@@ -34,12 +37,17 @@ def train(recipe: Recipe, path: Path | None = None, console: Console | None = No
         HemstitchError: bad input, a folder that cannot be written, non-finite values.
         Interrupted: stopped by a signal; ``resume`` continues.
     """
-    console = console or Console()
-    run = build_run(recipe, console)
-    folder = RunFolder.create(path or next_run_path(Path("runs"), recipe.name), recipe.with_origins())
-    folder.keep(getattr(run.task, "kept", dict)())
-    console.say(f"run folder: {folder.path}")
-    return _go(run, folder, run.begin(folder), watch)
+    with joined(recipe) as reducer:
+        console = (console or Console()) if reducer.rank == 0 else Console(quiet=True)
+        run = build_run(recipe, console, None, reducer)
+        if reducer.rank == 0:
+            path = path or next_run_path(Path("runs"), recipe.name)
+            RunFolder.create(path, recipe.with_origins()).keep(getattr(run.task, "kept", dict)())
+            console.say(f"run folder: {path}")
+        folder = common_folder(path or Path(), reducer)
+        loop = run.begin(folder)
+        own_random_numbers(reducer.rank, recipe.seed)
+        return _go(run, folder, loop, watch, reducer)
 
 
 def resume(path: Path, console: Console | None = None, watch: Watch | None = None) -> Path:
@@ -52,27 +60,37 @@ def resume(path: Path, console: Console | None = None, watch: Watch | None = Non
     if (path / RESULT).exists() and read_json(path / RESULT).get("status") == "finished":
         console.say(f"{path}: finished already")
         return path
-    run = build_run(restore_recipe(folder.config()), console, folder.kept())
-    folder.keep(getattr(run.task, "kept", dict)())
-    found = folder.load_newest()
-    state, complaints = found or (None, [])
-    folder.rewind(state)
-    loop = run.begin(folder) if state is None else run.loop(folder)
-    if state is not None:
-        loop.load_state_dict(state)
-    for complaint in complaints:
-        loop.event("checkpoint", complaint, level="warning")
-    console.say(f"{path}: continuing after step {loop.progress.step}")
-    return _go(run, folder, loop, watch)
+    recipe = restore_recipe(folder.config())
+    with joined(recipe) as reducer:
+        run = build_run(recipe, console if reducer.rank == 0 else Console(quiet=True), folder.kept(), reducer)
+        folder = common_folder(path, reducer)
+        found = folder.load_newest()
+        state, complaints = found or (None, [])
+        if reducer.rank == 0:
+            folder.keep(getattr(run.task, "kept", dict)())
+            folder.rewind(state)
+        loop = run.begin(folder) if state is None else run.loop(folder)
+        own_random_numbers(reducer.rank, recipe.seed)
+        if state is not None:
+            loop.load_state_dict(state)
+        for complaint in complaints:
+            loop.event("checkpoint", complaint, level="warning")
+        run.console.say(f"{path}: continuing after step {loop.progress.step}")
+        return _go(run, folder, loop, watch, reducer)
 
 
-def _go(run: Run, folder: RunFolder, loop: Loop, watch: Watch | None) -> Path:
+def _go(run: Run, folder: RunFolder, loop: Loop, watch: Watch | None, reducer: Reducer) -> Path:
     loop.watch = watch
     if loop.progress.step == 0:
         for kind, message in getattr(run.task, "notices", []):
             loop.event(kind, message, level="warning")
     try:
-        loop.run()
+        if starts_workers(run.recipe, reducer):
+            supervise(run, folder, loop, watch)
+        else:
+            loop.run()
+        if reducer.rank > 0:
+            return folder.path
         loop.event("finish", f"testing the network of step {loop.progress.best_step}, the best on dev")
         load_best(loop, folder)
         outcome = run.task.finish(run.model, folder, run.console)
