@@ -133,7 +133,7 @@ def test_four_workers_averaging_every_step_are_one_large_batch(tiny_recipe, tmp_
 
 
 def test_other_strategies_are_refused_with_the_reason(tiny_recipe):
-    with pytest.raises(ConfigError, match="draws its own data"):
+    with pytest.raises(ConfigError, match="none can take one by itself"):
         settings = [*VIRTUAL, "--update.kind", "hessian-free", "--schedule.kind", "constant"]
         build_run(load_recipe(tiny_recipe, settings), QUIET)
 
