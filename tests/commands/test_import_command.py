@@ -14,6 +14,6 @@ def test_options_of_an_importer_reach_it(capsys, tmp_path):
     status = main(["data", "wav-tree", str(tmp_path / "corpus"), "--source", str(tmp_path / "tree"), "--lexicon",
                    str(tmp_path / "words"), "--stress", "true", "--case", "upper", "--test-share", "0.34"])
     assert status == 0
-    assert capsys.readouterr().out.splitlines() == ["test: 1 utterances, 1 speakers, 2 words",
-                                                    "train: 2 utterances, 1 speakers, 4 words"]
+    assert capsys.readouterr().out.splitlines() == ["test: 1 utterance, 1 speaker, 2 words",
+                                                    "train: 2 utterances, 1 speaker, 4 words"]
     assert Lexicon.read(tmp_path / "corpus" / "lexicon.txt").phones == ("SIL", "AH1", "N", "T", "UW1", "W")
