@@ -9,6 +9,7 @@ from hemstitch.reproduce._entry import Entry
 
 MODULES: tuple[str, ...] = (
     "_paper3",
+    "_paper1_backstitch",
     "_paper4_natural_gradient",
 )
 """Modules of this package with a list ``ENTRIES``; imported when the catalogue is first asked for."""

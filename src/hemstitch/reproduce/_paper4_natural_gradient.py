@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import nn
 from hemstitch.optim import SGD as Sgd
 from hemstitch.optim import NaturalGradient, component_groups
 from hemstitch.reproduce._entry import Entry, Outcome, Part, Plot, Row, Scale, choose, mean_and_interval
-from hemstitch.reproduce._frame_runs import (
+from hemstitch.reproduce._method_runs import (
     MOMENTUM,
     NATURAL,
     SGD,
@@ -22,8 +24,9 @@ from hemstitch.reproduce._frame_runs import (
     dev_line,
     frame_part,
     grid,
-    optimizer_part,
 )
+from hemstitch.train._build import Run
+from hemstitch.train._strategies import SinglePass
 
 Results = Mapping[str, dict[str, Any]]
 PASSES = "forward + backward passes over the training set"
@@ -235,10 +238,15 @@ def peer_parts(scale: Scale) -> dict[str, Part]:
     if library is None:
         return parts
     for lr in grid(scale, (2e-3, 4e-3)):
-        parts[f"SOAP, rate {lr:g}"] = optimizer_part(
-            scale, {**base, "update.kind": "adamw", "update.lr": lr},
-            lambda parameters, lr=lr: library.SOAP(parameters, lr=lr, weight_decay=0.0))  # fmt: skip
+        change = partial(_with_optimizer, make=partial(library.SOAP, lr=lr, weight_decay=0.0))
+        parts[f"SOAP, rate {lr:g}"] = frame_part(scale, {**adamw, **base, "update.lr": lr}, change)
     return parts
+
+
+def _with_optimizer(run: Run, make: Callable[[Any], torch.optim.Optimizer]) -> Run:
+    """The run with an optimizer of another library, which recipes do not know."""
+    optimizer = make(run.model.parameters())
+    return dataclasses.replace(run, optimizer=optimizer, strategy=SinglePass(run.strategy.gradient, optimizer))
 
 
 def peers(results: Results) -> Outcome:
