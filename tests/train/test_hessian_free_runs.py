@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hemstitch.comm import run_workers
+from hemstitch.comm import LocalReducer, MemberLost, run_workers
 from hemstitch.criteria import CrossEntropy
 from hemstitch.errors import ConfigError, NonFiniteError
 from hemstitch.report import write_report
@@ -175,6 +175,34 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tiny_speech_recipe,
     for world in (2, 4):
         for parameters, others in run_workers(work, world):
             assert torch.equal(parameters, alone) and others == reports
+
+
+class LosesAnother(LocalReducer):
+    """Two workers, of which the other is lost in the n-th sum of a step."""
+
+    def __init__(self, lost_in):
+        self.lost_in, self.calls, self.rank, self.world, self.generation = lost_in, 0, 0, 2, 0
+
+    def sum_(self, flat, weight=0.0):
+        self.calls += 1
+        if self.calls == self.lost_in:
+            self.world, self.generation = 1, 1
+            raise MemberLost([1], 0)
+        return super().sum_(flat, weight)
+
+
+@pytest.mark.parametrize("lost_in", [1, 3, 7])
+def test_a_lost_worker_repeats_the_step_and_changes_nothing(recipe, lost_in):
+    chosen = load_recipe(recipe, [*HESSIAN_FREE, "--update.preconditioner", "lbfgs"])
+    task = build_task(chosen, torch.device("cpu"), QUIET)
+    found = []
+    for reducer in (None, LosesAnother(lost_in)):
+        model = build_model(chosen, task.num_inputs, task.num_outputs)
+        _, strategy, source = build_hessian_free(chosen, task, model, task.source(64, 1), reducer)
+        reports = [strategy.step(source) for _ in range(2)]
+        found.append((list(model.parameters()), [(r.loss, r.errors, r.forward) for r in reports]))
+    torch.testing.assert_close(*(parameters for parameters, _ in found), rtol=0, atol=0)
+    assert found[0][1] == found[1][1]
 
 
 def test_statistics_that_each_worker_would_keep_for_itself_are_refused(tiny_speech_recipe):

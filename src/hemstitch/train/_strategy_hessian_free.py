@@ -2,7 +2,8 @@
 
 The criterion is used through :class:`hemstitch.criteria.CurvedCriterion`: whatever objective has a curvature at the
 outputs can be trained, frame or sequence criterion. Over several workers give a reducer: sums over fixed shards make
-the result the same, to the bit, whatever their number.
+the result the same, to the bit, whatever their number. When a worker is lost the others begin the step anew, with its
+shards dealt out among them: its death costs at most one run of conjugate gradients and changes no bit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hemstitch.comm import Reducer
+from hemstitch.comm import MemberLost, Reducer
 from hemstitch.criteria import CurvedCriterion
 from hemstitch.curvature import ProgressTest
 from hemstitch.errors import ConfigError
@@ -54,6 +55,8 @@ class HessianFreeSteps:
 
     Attributes:
         watch: ``None``, or called with a few words after each pass, for progress bars.
+        is_asked_to_stop: whether somebody wants the run to stop: told to the other workers after each step.
+        agreed_to_stop: whether all know that somebody does.
     """
 
     def __init__(
@@ -61,14 +64,16 @@ class HessianFreeSteps:
     ) -> None:
         self.optimizer, self.model, self.criterion, self.data = optimizer, model, criterion, data
         self.watch: Callable[[str], None] | None = None
-        self.errors = 0.0
+        self.is_asked_to_stop: Callable[[], bool] = lambda: False
+        self.errors, self._told_to_stop = 0.0, False
         optimizer.on_pass = self._tell
 
     def step(self, source: BatchSource[Batch]) -> StepReport:
         """Draw samples, take a truncated Newton step or refuse it; only a loss that is not finite is no step."""
         sizes = {role: self.data.num_items(role) for role in self.data.units}
-        self.errors = 0.0
-        self.optimizer.step(lambda role: self.micro_batches(role, source))
+        self._insist(lambda: self._attempt(source))
+        errors, stop = self._told([self.errors, float(self.is_asked_to_stop())])
+        self._told_to_stop = stop > 0
         source.indices.position = 1
         report = self.optimizer.report()
         assert report is not None
@@ -77,7 +82,7 @@ class HessianFreeSteps:
         return StepReport(
             loss=(report.gradient_loss if finite else report.loss_before) * report.weights.get("gradient", 1.0),
             weight=report.weights.get("gradient", 1.0),
-            errors=self._all_errors(),
+            errors=errors,
             samples=sizes["gradient"],
             forward=forward_passes(passes, sizes),
             backward=passes["gradient"] * sizes["gradient"] + passes["curvature"] * sizes["curvature"],
@@ -100,10 +105,30 @@ class HessianFreeSteps:
                 self.errors += getattr(objective, "errors", None) or 0.0
             yield outputs, KnownLoss(objective.loss), objective.weight
 
-    def _all_errors(self) -> float:
-        errors = torch.tensor([self.errors], dtype=torch.float64)
-        self.optimizer.reducer.sum_(errors)
-        return errors.item()
+    @property
+    def agreed_to_stop(self) -> bool:
+        """Whether all workers know that somebody wants the run to stop."""
+        return self.is_asked_to_stop() if self.optimizer.reducer.world == 1 else self._told_to_stop
+
+    def _attempt(self, source: BatchSource[Batch]) -> None:
+        self.errors = 0.0
+        self.optimizer.step(lambda role: self.micro_batches(role, source))
+
+    def _told(self, values: list[float]) -> list[float]:
+        """The sums over the workers."""
+        line = torch.tensor(values, dtype=torch.float64)
+        self._insist(lambda: self.optimizer.reducer.sum_(line))
+        return line.tolist()
+
+    def _insist(self, attempt: Callable[[], Any]) -> None:
+        """Repeat with the survivors what a lost worker has broken; parameters and state are those of before."""
+        while True:
+            try:
+                attempt()
+                return
+            except MemberLost as lost:
+                if self.optimizer.reducer.generation == lost.generation:  # no new group was formed
+                    raise
 
     def _tell(self, role: str, count: int) -> None:
         if self.watch is not None:
