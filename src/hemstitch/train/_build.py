@@ -12,7 +12,18 @@ from torch import nn
 
 from hemstitch.comm import LocalReducer, Reducer
 from hemstitch.errors import ConfigError
-from hemstitch.models import Blstm, FeedForward, Lstm, PNormNetwork, RecurrentLanguageModel, Tdnn, TdnnLstm
+from hemstitch.models import (
+    Blstm,
+    FeedForward,
+    Lstm,
+    PNormNetwork,
+    RecurrentLanguageModel,
+    Tdnn,
+    TdnnLstm,
+    resnet18,
+    resnet50,
+    vgg19,
+)
 from hemstitch.optim import SGD, Backstitch, NaturalGradient, component_groups
 from hemstitch.train import _options as o
 from hemstitch.train._chunks import ChunkTask
@@ -43,6 +54,10 @@ MODELS: dict[type, Callable[..., nn.Module]] = {
     o.LstmModel: Lstm,
     o.BlstmModel: Blstm,
     o.TdnnLstmModel: TdnnLstm,
+    o.ResnetModel: lambda num_channels, num_outputs, depth, width: {18: resnet18, 50: resnet50}[depth](
+        num_outputs, width=width, num_channels=num_channels
+    ),
+    o.VggModel: lambda num_channels, num_outputs, width: vgg19(num_outputs, width=width, num_channels=num_channels),
 }
 
 RECURRENT = (o.LstmModel, o.BlstmModel, o.TdnnLstmModel)
@@ -65,7 +80,7 @@ def build_task(recipe: Recipe, device: torch.device, console: Console, kept: Map
     if isinstance(recipe.data, o.TextData):
         return TextTask(recipe, device)
     if isinstance(recipe.data, o.ImageData):
-        return ImageTask(recipe.data, device)
+        return ImageTask(recipe.data, device, flat=isinstance(recipe.model, o.MlpModel))
     if isinstance(recipe.criterion, o.LatticeFreeMmi):
         return LatticeFreeTask(recipe, device, console, kept)
     if isinstance(recipe.criterion, o.Ctc):

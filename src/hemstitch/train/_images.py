@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,51 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from hemstitch.criteria import CrossEntropy
-from hemstitch.errors import DataError
 from hemstitch.sampling import BatchSource, ShuffledEpochs, generator
+from hemstitch.train._image_files import read_part
 from hemstitch.train._options import ImageData
 from hemstitch.train._strategies import Batch
 
-LOOK_BATCH = 2048
+LOOK_VALUES = 2048 * 784  # input values that a look sends through the network at once
+SIDE = 32
 BLOCKS_PER_FOLD = 40
 
 
-def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """An idx file (gzip or not) of unsigned bytes with the given number of dimensions.
+def prepared(images: np.ndarray, flat: bool) -> Tensor:
+    """Images in [0, 1], float32: (image, 1, pixel) for networks without places, else (image, channel, row, column).
 
-    Raises:
-        DataError: missing, damaged or of another shape.
+    The latter are padded with zeros to 32 pixels a side, what the convolutional networks are made for.
     """
-    try:
-        raw = path.read_bytes()
-        content = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Expected an idx file of the MNIST family.") from None
-    header = np.frombuffer(content[: 4 + 4 * dimensions], ">i4")
-    if len(header) != 1 + dimensions or header[0] != 0x800 + dimensions:
-        raise DataError(f"{path}: not an idx file of unsigned bytes with {dimensions} dimensions.")
-    shape, body = tuple(int(n) for n in header[1:]), np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-    if body.size != np.prod(shape):
-        raise DataError(f"{path}: the header promises {shape}, the file holds {body.size} bytes: it is cut short.")
-    return body.reshape(shape)
-
-
-def read_images(source: Path, part: str) -> tuple[Tensor, Tensor]:
-    """``train`` or ``t10k`` images as (example, 1, pixel) float32 in [0, 1], and (example,) labels."""
-    images = read_idx(_find(source, f"{part}-images-idx3-ubyte"), 3)
-    labels = read_idx(_find(source, f"{part}-labels-idx1-ubyte"), 1)
-    if len(images) != len(labels):
-        raise DataError(f"{source}: {len(images)} {part} images but {len(labels)} labels.")
-    return torch.from_numpy(images.reshape(len(images), 1, -1).astype(np.float32) / 255), torch.from_numpy(
-        labels.astype(np.int64)
-    )
-
-
-def _find(source: Path, stem: str) -> Path:
-    for suffix in (".gz", ""):
-        if (source / (stem + suffix)).is_file():
-            return source / (stem + suffix)
-    raise DataError(f"{source}: no {stem}.gz there. Set data.source to the folder with the four idx files.")
+    inputs = torch.from_numpy(images.astype(np.float32) / 255)
+    if flat:
+        return inputs.reshape(len(inputs), 1, -1)
+    rows, columns = (max(0, SIDE - size) for size in inputs.shape[2:])
+    return nn.functional.pad(inputs, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
 
 def cut_fold(count: int, options: ImageData) -> tuple[Tensor, Tensor]:
@@ -73,13 +45,16 @@ class ImageTask:
     Args:
         options: the recipe's [data] section.
         device: where the images are kept.
+        flat: whether the network takes pixels without places.
     """
 
     criterion = CrossEntropy()
 
-    def __init__(self, options: ImageData, device: torch.device) -> None:
-        inputs, targets = read_images(options.source, "train")
-        test_inputs, test_targets = read_images(options.source, "t10k")
+    def __init__(self, options: ImageData, device: torch.device, flat: bool = True) -> None:
+        (inputs, targets), (test_inputs, test_targets) = (
+            (prepared(images, flat), torch.from_numpy(labels))
+            for images, labels in (read_part(options.source, part) for part in ("train", "test"))
+        )
         self.fold = options.fold
         if options.fold:
             pooled = torch.cat([inputs, test_inputs]), torch.cat([targets, test_targets])
@@ -98,7 +73,9 @@ class ImageTask:
                 "test": (test_inputs, test_targets),
             }.items()
         }
-        self.num_inputs, self.num_outputs = inputs.shape[2], int(targets.max()) + 1
+        self.num_inputs = inputs.shape[2] if flat else inputs.shape[1]
+        self.num_outputs = int(targets.max()) + 1
+        self.look_batch = max(1, LOOK_VALUES // inputs[0].numel())
 
     def bind(self, model: nn.Module) -> None:
         """Nothing to prepare: images have no context."""
@@ -119,10 +96,8 @@ class ImageTask:
         sums = torch.zeros(2, dtype=torch.float64)
         model.eval()
         with torch.no_grad():
-            for start in range(0, len(inputs), LOOK_BATCH):
-                objective = criterion(
-                    model(inputs[start : start + LOOK_BATCH]), targets[start : start + LOOK_BATCH, None]
-                )
+            for images, labels in zip(inputs.split(self.look_batch), targets.split(self.look_batch)):
+                objective = criterion(model(images), labels[:, None])
                 sums += torch.tensor([float(objective.loss), objective.errors], dtype=torch.float64)
         model.train()
         loss, error = (sums / len(inputs)).tolist()
@@ -147,7 +122,7 @@ class ImageTask:
         inputs, targets = self.parts["test"]
         model.eval()
         with torch.no_grad():
-            decisions = torch.cat([model(x).flatten(1).argmax(1) for x in inputs.split(LOOK_BATCH)])
+            decisions = torch.cat([model(x).flatten(1).argmax(1) for x in inputs.split(self.look_batch)])
         rows = zip(self.test_ids.tolist(), targets.tolist(), decisions.tolist())
         for k, (image, target, decision) in enumerate(rows):
             block = f"fold {self.fold} block {k % BLOCKS_PER_FOLD}"

@@ -32,6 +32,8 @@ SECTIONS: dict[str, type | dict[str, type]] = {
         "blstm": o.BlstmModel,
         "tdnn-lstm": o.TdnnLstmModel,
         "mlp": o.MlpModel,
+        "resnet": o.ResnetModel,
+        "vgg": o.VggModel,
         "lstm-lm": o.LstmLanguageModel,
     },
     "start": o.Start,
@@ -68,7 +70,7 @@ DEFAULT_KINDS = {f"{section}.{next(iter(entry))}" for section, entry in SECTIONS
 SPEECH_ONLY = {"features", "hmm", "decode"}
 MODELS = {
     "speech": ("feed-forward", "p-norm", "tdnn", "lstm", "blstm", "tdnn-lstm"),
-    "images": ("mlp",),
+    "images": ("mlp", "resnet", "vgg"),
     "text": ("lstm-lm",),
 }
 """The models that fit each kind of data; the first is the default."""

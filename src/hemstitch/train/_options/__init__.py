@@ -10,8 +10,10 @@ from hemstitch.train._options._models import (
     LstmModel,
     MlpModel,
     PNormModel,
+    ResnetModel,
     TdnnLstmModel,
     TdnnModel,
+    VggModel,
 )
 from hemstitch.train._options._order import BackwardOrder, ForwardOrder, OrderAverageOptions
 from hemstitch.train._options._parallel import (
@@ -75,6 +77,7 @@ __all__ = [
     "PNormModel",
     "PlainGradient",
     "PlateauRate",
+    "ResnetModel",
     "SimulatedAsynchronous",
     "SimulatedCluster",
     "SpeechData",
@@ -83,6 +86,7 @@ __all__ = [
     "TdnnModel",
     "TextData",
     "Training",
+    "VggModel",
     "VirtualAveraging",
     "WeightAverage",
     "WorkerProcesses",

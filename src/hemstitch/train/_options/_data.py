@@ -49,10 +49,11 @@ class SpeechData:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """Labelled grey images in idx files (MNIST, Fashion-MNIST).
+    """Labelled images: idx files (MNIST, Fashion-MNIST) or numpy arrays (CIFAR-10, CIFAR-100).
 
     Attributes:
-        source: folder with train-/t10k-images-idx3-ubyte.gz and -labels-idx1-ubyte.gz.
+        source: folder with train-/t10k-images-idx3-ubyte.gz and -labels-idx1-ubyte.gz, or with train./test.images.npy
+            (.xz: compressed differences) and .labels.npy.
         dev_share: share of the training images that is held out as dev part.
         dev_seed: chooses the held-out images.
         fold: 0: the parts as they are; k: all images pooled and cut anew, the k-th fold is the test part.

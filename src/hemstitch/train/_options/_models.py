@@ -151,3 +151,33 @@ class MlpModel:
     def __post_init__(self) -> None:
         require(all(width > 0 for width in self.hidden), f"hidden widths must be positive, got {self.hidden}")
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResnetModel:
+    """Residual network for images of 32 pixels a side, with batch-norm (He et al. 2016).
+
+    Attributes:
+        depth: layers.
+        width: factor on all channel numbers; 1 is the published size, 0.125 fits a laptop.
+    """
+
+    depth: Literal[18, 50] = 18
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.width > 0, f"width must be positive, got {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VggModel:
+    """VGG-19 for images of 32 pixels a side, with batch-norm (Simonyan and Zisserman 2015).
+
+    Attributes:
+        width: factor on all channel numbers; 1 is the published size, 0.125 fits a laptop.
+    """
+
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.width > 0, f"width must be positive, got {self.width}")
