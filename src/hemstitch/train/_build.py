@@ -32,6 +32,7 @@ from hemstitch.train._ctc import CtcTask
 from hemstitch.train._frames import FrameTask
 from hemstitch.train._images import ImageTask
 from hemstitch.train._in_parallel import backstitch_phase, in_parallel
+from hemstitch.train._lattices import LatticeTask
 from hemstitch.train._layerwise import check_layerwise, grow, shallow_recipe
 from hemstitch.train._loop import Loop
 from hemstitch.train._recipe import Recipe
@@ -81,6 +82,8 @@ def build_task(recipe: Recipe, device: torch.device, console: Console, kept: Map
         return TextTask(recipe, device)
     if isinstance(recipe.data, o.ImageData):
         return ImageTask(recipe.data, device, flat=isinstance(recipe.model, o.MlpModel))
+    if isinstance(recipe.criterion, o.LatticeTraining):
+        return LatticeTask(recipe, device, console, kept)
     if isinstance(recipe.criterion, o.LatticeFreeMmi):
         return LatticeFreeTask(recipe, device, console, kept)
     if isinstance(recipe.criterion, o.Ctc):

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from hemstitch.comm import Reducer
-from hemstitch.errors import HemstitchError, NonFiniteError, RunError
+from hemstitch.errors import ConfigError, HemstitchError, NonFiniteError, RunError
 from hemstitch.train._build import Run, build_run
 from hemstitch.train._checkpoint import load_checkpoint
 from hemstitch.train._console import Console
+from hemstitch.train._first_stage import with_first_stage
 from hemstitch.train._loop import Interrupted, Loop, Watch
 from hemstitch.train._processes import common_folder, joined, starts_workers, supervise
 from hemstitch.train._recipe import Recipe, restore_recipe
@@ -39,6 +40,11 @@ def train(recipe: Recipe, path: Path | None = None, console: Console | None = No
     """
     with joined(recipe) as reducer:
         console = (console or Console()) if reducer.rank == 0 else Console(quiet=True)
+        if reducer.world == 1:
+            recipe = with_first_stage(recipe, console, train, resume)
+        elif recipe.start.recipe is not None and recipe.start.run is None:
+            raise ConfigError("start.recipe does not go with torchrun: its workers would all train the first stage. "
+                              "Train it on its own and give its folder as start.run")
         run = build_run(recipe, console, None, reducer)
         if reducer.rank == 0:
             path = path or next_run_path(Path("runs"), recipe.name)

@@ -4,6 +4,7 @@ from hemstitch.train._options._average import MovingAverage, NoAverage, WeightAv
 from hemstitch.train._options._criteria import CrossEntropy, Ctc, LatticeFreeMmi
 from hemstitch.train._options._data import ImageData, SpeechData
 from hemstitch.train._options._hessian_free import HessianFree
+from hemstitch.train._options._lattices import BayesRisk, BoostedMmi, LatticeTraining, Mmi, Mpe, Smbr
 from hemstitch.train._options._models import (
     BlstmModel,
     FeedForwardModel,
@@ -50,7 +51,9 @@ __all__ = [
     "AveragingRule",
     "Backstitch",
     "BackwardOrder",
+    "BayesRisk",
     "BlstmModel",
+    "BoostedMmi",
     "ConstantRate",
     "CosineRate",
     "CrossEntropy",
@@ -64,13 +67,16 @@ __all__ = [
     "Hmm",
     "ImageData",
     "LatticeFreeMmi",
+    "LatticeTraining",
     "LocalParallel",
     "LstmLanguageModel",
     "LstmModel",
     "MaxChangeSgd",
     "MlpModel",
+    "Mmi",
     "MomentumSgd",
     "MovingAverage",
+    "Mpe",
     "NaturalGradientOptions",
     "NoAverage",
     "OrderAverageOptions",
@@ -80,6 +86,7 @@ __all__ = [
     "ResnetModel",
     "SimulatedAsynchronous",
     "SimulatedCluster",
+    "Smbr",
     "SpeechData",
     "Start",
     "TdnnLstmModel",
