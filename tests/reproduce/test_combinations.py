@@ -27,7 +27,8 @@ def covering():
 def test_runs_or_is_refused_with_a_reason(combination, tmp_path):
     refusal = attempt(combination, tmp_path)
     assert refusal == "" or len(refusal) > 30
-    if combination.names[2:] == ("forward", "one worker"):
+    needs_more = combination.names[0] in ("MMI", "boosted MMI", "MPE", "sMBR") or combination.names[1] == "Hessian-free"
+    if combination.names[2:] == ("forward", "one worker") and not needs_more:
         assert refusal == ""
 
 
