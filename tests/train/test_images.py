@@ -88,7 +88,7 @@ def test_what_is_no_image_set_is_named(tmp_path, spoil, message):
 NETWORKS = {
     "resnet18": ["--model.kind", "resnet"],
     "resnet50": ["--model.kind", "resnet", "--model.depth", "50"],
-    "vgg19": ["--model.kind", "vgg"],
+    "vgg19": ["--model.kind", "vgg", "--model.width", "0.0625"],
 }
 
 
