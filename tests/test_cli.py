@@ -82,7 +82,7 @@ def test_list_and_doctor_answer(capsys):
         (["train", "RECIPE", "--update.lrr", "1"], "did you mean 'update.lr'"),
         (
             ["train", "RECIPE", "--data.source", "/nowhere"],
-            "/nowhere: no train-images-idx3-ubyte.gz there. Set data.source",
+            "/nowhere: neither train-images-idx3-ubyte.gz nor train.images.npy.xz there. Set data.source",
         ),
         (["train", "RECIPE", "--train.device", "cuda"], "this torch sees no GPU"),
         (["resume", "nowhere"], "nowhere: no such run folder"),
