@@ -168,6 +168,8 @@ batch_size = 4
     (["--hmm.topology", "chain"], "left-to-right"),
     ([*FRAMES, "--model.kind", "blstm"], "whole ones"),
     ([*FRAMES[:4], "--update.kind", "hessian-free"], "older than the parameters"),
+    ([*FRAMES, "--order.kind", "backward"], "another order"),
+    ([*FRAMES, "--parallel.kind", "virtual-averaging"], "shared out over workers"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(speech, more, message):
     with pytest.raises(ConfigError, match=message):

@@ -93,6 +93,14 @@ def check_combination(recipe: Recipe) -> None:
             frames and model in ("blstm", "tdnn-lstm"),
             "frames are taken out of their utterances, and the network sees whole ones; use unit = 'utterance'",
         ),
+        f"order.kind = {recipe.kinds['order']!r} and unit = 'frame'": (
+            frames and recipe.kinds["order"] != "forward",
+            "batches cannot be used again in another order once their utterances are used up; use unit = 'utterance'",
+        ),
+        f"parallel.kind = {recipe.kinds['parallel']!r} and unit = 'frame'": (
+            frames and recipe.kinds["parallel"] != "local",
+            "the frames of a decoded utterance are not shared out over workers; use unit = 'utterance'",
+        ),
         "update.kind = 'hessian-free' and unit = 'frame'": (
             frames and recipe.kinds["update"] == "hessian-free",
             "the gradients of frames are older than the parameters; use unit = 'utterance'",
