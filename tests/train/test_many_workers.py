@@ -132,6 +132,20 @@ def test_four_workers_averaging_every_step_are_one_large_batch(tiny_recipe, tmp_
     torch.testing.assert_close(newest(small)["model"], newest(large)["model"], rtol=1e-4, atol=1e-6)
 
 
+HESSIAN_FREE = ["--update.kind", "hessian-free", "--update.preconditioner", "lbfgs", "--schedule.kind", "constant",
+                "--train.epochs", "4"]  # fmt: skip
+
+
+def test_hessian_free_workers_end_with_the_bits_of_one(tiny_recipe, tmp_path):
+    settings = [*PLAIN, *HESSIAN_FREE]                      # threads share the random numbers that dropout draws
+    local = go(tiny_recipe, settings, tmp_path / "local")
+    models = as_threads(tiny_recipe, [*settings, "--parallel.kind", "data-parallel"], tmp_path / "threads", 2)
+    for model in models:
+        torch.testing.assert_close(model, dict(newest(local)["model"]), rtol=0, atol=0)
+    dev = [[row for row in metrics(folder) if row["split"] == "dev"] for folder in (local, tmp_path / "threads")]
+    assert dev[0] == dev[1]
+
+
 def test_other_strategies_are_refused_with_the_reason(tiny_recipe):
     with pytest.raises(ConfigError, match="none can take one by itself"):
         settings = [*VIRTUAL, "--update.kind", "hessian-free", "--schedule.kind", "constant"]
@@ -173,6 +187,18 @@ def test_processes_started_by_the_tool_are_the_virtual_workers(tiny_recipe, tmp_
     virtual = go(tiny_recipe, [*VIRTUAL, *PLAIN, "--parallel.workers", "3"], tmp_path / "virtual")
     settings = [*VIRTUAL, *PLAIN, "--parallel.kind", "averaging", "--parallel.workers", "3"]
     assert_same(go(tiny_recipe, settings, tmp_path / "processes"), virtual)
+
+
+@pytest.mark.slow
+def test_hessian_free_outlives_a_worker_and_loses_no_bit(tiny_recipe, tmp_path, launched):
+    settings = [*HESSIAN_FREE, "--train.epochs", "60"]      # with dropout: every shard draws its own, whoever has it
+    whole = go(tiny_recipe, settings, tmp_path / "whole")
+    settings += ["--parallel.kind", "data-parallel", "--parallel.workers", "3"]
+    thread = when_training(tmp_path / "run", lambda: os.kill(launched[0].pids[1], signal.SIGKILL))
+    folder = go(tiny_recipe, settings, tmp_path / "run")
+    thread.join()
+    assert "worker-lost" in (folder / "events.jsonl").read_text()
+    assert_same(folder, whole)
 
 
 @pytest.mark.slow

@@ -265,7 +265,7 @@ def build_run(
     freeze_parameters(model, recipe.start.freeze)
     source = task.source(recipe.train.batch_size, recipe.seed)
     if isinstance(recipe.update, o.HessianFree):
-        optimizer, strategy, source = build_hessian_free(recipe, task, model, source)
+        optimizer, strategy, source = build_hessian_free(recipe, task, model, source, reducer)
         worker = Worker(model, optimizer, None, strategy)
     else:
         worker = build_worker(recipe, task, model, reducer.rank)

@@ -13,6 +13,7 @@ from hemstitch.train._recipe import Recipe
 from hemstitch.train._strategies import ClosureSteps, Gradient, SinglePass, Strategy
 from hemstitch.train._strategy_averaging import Ending, ProcessAveragingSteps, VirtualAveragingSteps
 from hemstitch.train._strategy_data_parallel import DataParallelSteps
+from hemstitch.train._strategy_hessian_free import HessianFreeSteps
 from hemstitch.train._workers import Worker
 
 MakeWorker = Callable[[int], Worker]
@@ -34,16 +35,18 @@ def in_parallel(recipe: Recipe, worker: Worker, make: MakeWorker, task: Any, red
     options = recipe.parallel
     if isinstance(options, o.LocalParallel):
         return worker.strategy
-    if type(worker.strategy) not in (SinglePass, ClosureSteps):
-        raise ConfigError(
-            f"parallel.kind = {recipe.kinds['parallel']!r} hands every worker one batch at a time, but "
-            f"{type(worker.strategy).__name__} draws its own data from the stream: use parallel.kind = 'local'"
-        )
     if not isinstance(recipe.average, o.NoAverage):
         raise ConfigError(
             f"average.kind = {recipe.kinds['average']!r} follows every step, but the workers of parallel.kind = "
             f"{recipe.kinds['parallel']!r} have common parameters only now and then: take parallel.combine (averaging) "
             "or average.kind = 'none'"
+        )
+    if isinstance(worker.strategy, HessianFreeSteps):  # adds up the sums of all workers by itself, data-parallel only
+        return worker.strategy
+    if type(worker.strategy) not in (SinglePass, ClosureSteps):
+        raise ConfigError(
+            f"parallel.kind = {recipe.kinds['parallel']!r} hands every worker one batch at a time, but "
+            f"{type(worker.strategy).__name__} draws its own data from the stream: use parallel.kind = 'local'"
         )
     if isinstance(options, o.DataParallel) and type(worker.strategy.gradient) is not Gradient:
         raise ConfigError(
