@@ -36,6 +36,7 @@ from hemstitch.train._lattices import LatticeTask
 from hemstitch.train._layerwise import check_layerwise, grow, shallow_recipe
 from hemstitch.train._loop import Loop
 from hemstitch.train._recipe import Recipe
+from hemstitch.train._replica_gradient import ReplicaGradient, weight_decay
 from hemstitch.train._run_folder import RunFolder
 from hemstitch.train._schedules import Schedule
 from hemstitch.train._sequences import LatticeFreeTask
@@ -44,6 +45,7 @@ from hemstitch.train._strategies import ClosureSteps, Gradient, SinglePass, Stra
 from hemstitch.train._strategy_average import AveragedSteps
 from hemstitch.train._strategy_hessian_free import build_hessian_free
 from hemstitch.train._strategy_order import BackwardSteps, OrderAverageGradient
+from hemstitch.train._strategy_replicas import ReplicaSteps
 from hemstitch.train._text import ContinuedLanguageModel, TextTask
 from hemstitch.train._workers import Worker
 
@@ -197,6 +199,27 @@ def build_worker(recipe: Recipe, task: Any, model: nn.Module, rank: int) -> Work
     return Worker(model, optimizer, natural, build_strategy(recipe, task, model, optimizer, natural))
 
 
+def build_replicas(
+    recipe: Recipe, task: Any, model: nn.Module, optimizer: torch.optim.Optimizer, source: Any
+) -> ReplicaSteps:
+    """Asynchronous training on real processes."""
+    if not (isinstance(recipe.order, o.ForwardOrder) and isinstance(recipe.average, o.NoAverage)):
+        raise ConfigError("parallel.kind = 'async' has no order of updates that could be turned, and no iterates here "
+                          "to be averaged: leave out [order] and [average]")  # fmt: skip
+    device, decay = next(model.parameters()).device, weight_decay(optimizer)
+
+    def make(replica: int) -> ReplicaGradient:
+        own = build_model(recipe, task.num_inputs, task.num_outputs).to(device)
+        freeze_parameters(own, recipe.start.freeze)
+        natural = build_natural_gradient(recipe, own)
+        torch.manual_seed(recipe.seed + 1_000_003 * (replica + 1))  # dropout of its own
+        gradient = Gradient(own, task.criterion, recipe.train.precision == "bf16")
+        return ReplicaGradient(gradient, decay, recipe.train.clip, natural)
+
+    options = recipe.train
+    return ReplicaSteps(recipe.parallel, task, model, optimizer, make, source, options.epochs, options.threads)
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """The parts of a run before a folder is made for it."""
@@ -275,7 +298,10 @@ def build_run(
         freeze_parameters(copy, recipe.start.freeze)
         return build_worker(recipe, task, copy, rank)
 
-    strategy = in_parallel(recipe, worker, another, task, reducer)
+    if isinstance(recipe.parallel, o.Replicas):
+        strategy = build_replicas(recipe, task, model, worker.optimizer, source)
+    else:
+        strategy = in_parallel(recipe, worker, another, task, reducer)
     if not isinstance(recipe.average, o.NoAverage):
         statistics = task.source(recipe.train.batch_size, recipe.seed)
         strategy = AveragedSteps(strategy, model, recipe.average, recipe.train.epochs, statistics)

@@ -177,6 +177,7 @@ class Loop:
                             self.save()
                         raise Interrupted
         finally:
+            getattr(self.strategy, "close", lambda: None)()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -201,7 +202,7 @@ class Loop:
         self._set_learning_rate(indices.epoch + indices.position / indices.items_per_epoch)
         report = self.strategy.step(self.source)
         progress = self.progress
-        progress.step += 1
+        before, progress.step = progress.step, progress.step + report.updates
         progress.samples += report.samples
         progress.forward += report.forward
         progress.backward += report.backward
@@ -209,9 +210,11 @@ class Loop:
             self.window.add(report)
         else:
             self.handle_non_finite(report)
-        if progress.step % self.options.log_every == 0:
+        for message in getattr(self.strategy, "take_news", list)():
+            self.event("workers", message, level="warning")
+        if _passes(self.options.log_every, before, progress.step):
             self.log_training()
-        if self.options.checkpoint_every and progress.step % self.options.checkpoint_every == 0:
+        if self.options.checkpoint_every and _passes(self.options.checkpoint_every, before, progress.step):
             self.save_is_due = True
         if self.save_is_due and self.at_rest:
             self.save()
@@ -440,3 +443,8 @@ class Loop:
             return {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not in the main thread: the caller stops the run in another way
             return {}
+
+
+def _passes(interval: int, before: int, after: int) -> bool:
+    """Whether a multiple of the interval was reached on the way."""
+    return after // interval > before // interval

@@ -56,6 +56,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
         "data-parallel": o.DataParallel,
         "averaging": o.Averaging,
         "virtual-averaging": o.VirtualAveraging,
+        "async": o.Replicas,
     },
     "train": o.Training,
     "decode": o.Decoding,

@@ -173,6 +173,7 @@ def dry_run(recipe: Recipe, console: Console) -> dict[str, Any]:
     begin = time.perf_counter()
     report = run.strategy.step(run.source)
     seconds = time.perf_counter() - begin
+    getattr(run.strategy, "close", lambda: None)()
     state = sum(
         t.numel() * t.element_size()
         for s in run.optimizer.state.values()

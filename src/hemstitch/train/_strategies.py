@@ -46,6 +46,7 @@ class StepReport:
         gradient_norm: before clipping; ``None`` if the strategy does not form it.
         applied: whether the parameters moved.
         extra: further values to log, by name.
+        updates: of the parameters that this step stands for.
     """
 
     loss: float
@@ -57,6 +58,7 @@ class StepReport:
     gradient_norm: float | None
     applied: bool
     extra: dict[str, float] = field(default_factory=dict)
+    updates: int = 1
 
 
 class Strategy(Protocol):
@@ -64,7 +66,8 @@ class Strategy(Protocol):
 
     What a strategy may have besides ``step``: ``state_dict`` and ``load_state_dict`` if it has a state of its own;
     ``at_rest``: whether the run can be saved after this step; ``totals()``: further values to log with the training
-    loss; ``diagrams()``: pictures for the report, by name: {"title", "x_label", "lines": [{"label", "x", "y"}]}.
+    loss; ``take_news()``: what went wrong since the last step; ``close()``: called when the run ends, in whatever way;
+    ``diagrams()``: pictures for the report, by name: {"title", "x_label", "lines": [{"label", "x", "y"}]}.
 
     If the network to look at is not the one that is trained: ``shown()``, a context in which the model holds it;
     ``look``, the state of the network that was shown last (``None`` before), with which the run ends; ``spent()``,

@@ -160,6 +160,33 @@ class Asynchronous:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replicas(Asynchronous):
+    """Asynchronous training for real: replicas are processes, launched by Ray on this machine or on a cluster.
+
+    Attributes:
+        processes: in which the replicas live, several in each; 0: one per processor, on a cluster one per replica.
+        address: of a running Ray cluster, such as 10.0.0.1:6379; "": none is needed, this machine alone.
+        folder: for the server's snapshots, on a cluster on storage that all machines see; "": a temporary one.
+        snapshot_every: most updates that the death of a server's process may undo.
+        patience: seconds without a sign of life after which a process is replaced.
+    """
+
+    processes: int = 0
+    address: str = ""
+    folder: str = ""
+    snapshot_every: int = 100
+    patience: float = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.processes >= 0, f"processes must be at least 0, got {self.processes}")
+        require(self.snapshot_every >= 1, f"snapshot_every must be at least 1, got {self.snapshot_every}")
+        require(self.patience > 0, f"patience must be > 0 seconds, got {self.patience}")
+        require(not self.decoders, "decoders are not part of recipes yet; from Python: "
+                "hemstitch.parallel.ray.AsynchronousTraining(decoding=...)")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class SimulatedAsynchronous(Asynchronous, SimulatedCluster):
     """Asynchronous training with a simulated clock: gradients are computed here, when is decided by the cluster.
 
