@@ -11,6 +11,8 @@ import logging
 import os
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,7 +68,8 @@ def connected(address: str = "", *, num_cpus: int = 2, store_bytes: int = 0, num
             return
         _apply_authentication()
         try:
-            _join(ray, address) if address else _start(ray, num_cpus, store_bytes)
+            with _own_signals():
+                _join(ray, address) if address else _start(ray, num_cpus, store_bytes)
             yield ray
         finally:
             ray.shutdown()
@@ -121,6 +124,18 @@ def _join(ray: ModuleType, address: str) -> None:
             "status`), and does this machine have its token (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH)?"
         ) from None
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's answer to signals, which the engine replaces when it starts."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
