@@ -11,6 +11,7 @@ MODULES: tuple[str, ...] = (
     "_paper3",
     "_paper1_backstitch",
     "_paper4_natural_gradient",
+    "_paper4_averaging",
 )
 """Modules of this package with a list ``ENTRIES``; imported when the catalogue is first asked for."""
 
