@@ -8,6 +8,7 @@ from importlib import import_module
 from hemstitch.reproduce._entry import Entry
 
 MODULES: tuple[str, ...] = (
+    "_comparison",
     "_paper3",
     "_paper1_backstitch",
     "_paper4_natural_gradient",

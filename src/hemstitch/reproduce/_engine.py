@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hemstitch.errors import ConfigError
-from hemstitch.reproduce._entry import Entry, Outcome, Scale
+from hemstitch.reproduce._entry import Entry, Outcome, Scale, group
 from hemstitch.train import Console
 from hemstitch.train._config import nearest
 from hemstitch.train._experiments._runs import folder_name
@@ -34,9 +34,9 @@ def select(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
     """
     chosen: set[str] = set()
     for name in names:
-        found = [e.key for e in entries if name in ("all", e.key, f"paper-{e.paper}")]
+        found = [e.key for e in entries if name in ("all", e.key, group(e.paper))]
         if not found:
-            papers = sorted({f"paper-{e.paper}" for e in entries})
+            papers = sorted({group(e.paper) for e in entries})
             raise ConfigError(f"no entry {name!r}: {nearest(name, ['all', *papers, *(e.key for e in entries)])} "
                               "(`hemstitch reproduce --list` shows all)")  # fmt: skip
         chosen.update(found)
@@ -45,7 +45,7 @@ def select(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
 
 def outcome_path(out: Path, scale: Scale, entry: Entry) -> Path:
     """Where the outcome of an entry stands."""
-    return out / scale / f"paper-{entry.paper}" / f"{entry.name}.json"
+    return out / scale / group(entry.paper) / f"{entry.name}.json"
 
 
 def run_entry(entry: Entry, scale: Scale, out: Path, console: Console) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def finite_or_none(content: Any) -> Any:
 def read_outcomes(folder: Path) -> list[dict[str, Any]]:
     """The outcomes below a folder of one scale, in the order of the papers."""
     found = []
-    for path in sorted(folder.glob("paper-*/*.json")):
+    for path in sorted(folder.glob("*/*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and "verdict" in content:
             found.append(content)

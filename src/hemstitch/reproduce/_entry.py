@@ -17,12 +17,19 @@ Part = Callable[[Path], dict[str, Any]]
 """Does a piece of the work with a folder of its own (empty, or as an interrupted call left it); returns JSON."""
 
 PAPERS: dict[int, str] = {
+    0: "All methods side by side",
     1: "Wang et al., Backstitch, 2017",
     2: "Heigold et al., Asynchronous stochastic optimization for sequence training, 2014",
     3: "Sainath et al., Accelerating Hessian-free optimization, 2013",
     4: "Povey et al., Parallel training with natural gradient and parameter averaging, 2015",
     5: "Dherin et al., Backward SGD, 2025",
 }
+"""What entries belong to: 0 is none of the papers alone."""
+
+
+def group(paper: int) -> str:
+    """What entries of a paper have in common on the command line and as folder: paper-1 to paper-5, or together."""
+    return f"paper-{paper}" if paper else "together"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,7 @@ class Entry:
 
     Attributes:
         name: such as "figure-5" or "table-2".
-        paper: 1 to 5, see ``PAPERS``.
+        paper: see ``PAPERS``.
         title: what it shows.
         paper_says: the paper's finding in a sentence.
         minutes: CPU minutes at laptop scale, measured or estimated.
@@ -126,7 +133,7 @@ class Entry:
     @property
     def key(self) -> str:
         """Its name on the command line."""
-        return f"paper-{self.paper}/{self.name}"
+        return f"{group(self.paper)}/{self.name}"
 
 
 def choose(scale: Scale, *, smoke: Any, laptop: Any, paper: Any) -> Any:

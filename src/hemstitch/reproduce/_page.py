@@ -19,11 +19,15 @@ NOT_YET = "not run yet"
 def write_page(folder: Path, entries: Sequence[Entry], scale: str) -> Path:
     """Write ``index.html`` beside the outcomes of a scale."""
     outcomes = complete_list(read_outcomes(folder), entries)
-    parts = [section(f"Paper {number}: {name}", *(_entry(o) for o in outcomes if o["paper"] == number))
+    parts = [section(_heading(number, name), *(_entry(o) for o in outcomes if o["paper"] == number))
              for number, name in PAPERS.items()]  # fmt: skip
     whole = page("Results", section("At a glance", _overview(outcomes)), *parts,
                  subtitle=f"Tables and figures of five papers, scale {scale}: {tally(outcomes)}")  # fmt: skip
     return write_whole(whole, folder / "index.html")
+
+
+def _heading(paper: int, name: str) -> str:
+    return f"Paper {paper}: {name}" if paper else name
 
 
 def complete_list(outcomes: Iterable[dict[str, Any]], entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -111,7 +115,7 @@ def markdown(outcomes: Sequence[dict[str, Any]], scale: str) -> str:
         "and writes the same page with pictures.",
     ]
     for number_, name in PAPERS.items():
-        lines += ["", f"## Paper {number_}: {name}"]
+        lines += ["", f"## {_heading(number_, name)}"]
         for outcome in (o for o in outcomes if o["paper"] == number_):
             lines += ["", *_markdown_entry(outcome)]
     return "\n".join(lines) + "\n"
