@@ -91,6 +91,13 @@ def test_what_a_run_cannot_begin_with(speech, former, settings, message):
         build_run(load_recipe(speech, settings), QUIET)
 
 
+def test_dropout_layers_do_not_count(speech, former):
+    recipe = load_recipe(speech, [*TIED, "--start.run", str(former), "--model.dropout", "0.1"])
+    given = build_run(recipe, QUIET).model.state_dict()
+    assert list(given) != list(best(former)["model"])
+    torch.testing.assert_close(list(given.values()), list(best(former)["model"].values()), rtol=0, atol=0)
+
+
 def test_a_former_run_that_is_none(speech, tmp_path):
     with pytest.raises(RunError, match="no such run folder"):
         build_run(load_recipe(speech, ["--start.run", str(tmp_path / "nowhere")]), QUIET)

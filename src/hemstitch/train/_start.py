@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -62,7 +63,7 @@ class FormerRun:
         Raises:
             ConfigError: the networks differ.
         """
-        weights = self.state["model"]
+        weights = renumbered(self.state["model"], list(model.state_dict()))
         if self.options.new_output:
             fresh = tuple(f"{name}." for name in output_layers(model))
             weights = {name: value for name, value in weights.items() if not name.startswith(fresh)}
@@ -86,6 +87,14 @@ class FormerRun:
             if theirs != (ours := getattr(recipe.hmm, name)):
                 raise ConfigError(f"start.run = {str(self.folder.path)!r} has hmm.{name} = {theirs!r}, this recipe "
                                   f"{ours!r}: make them equal, or set start.new_output = true")  # fmt: skip
+
+
+def renumbered(weights: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The weights under other names, if these differ from theirs in numbers alone: with or without dropout layers."""
+    said = [re.sub(r"\d+", "N", name) for name in names]
+    if [re.sub(r"\d+", "N", name) for name in weights] != said:
+        return dict(weights)
+    return dict(zip(names, weights.values()))
 
 
 def output_layers(model: nn.Module) -> list[str]:
