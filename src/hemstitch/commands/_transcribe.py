@@ -22,7 +22,6 @@ from hemstitch.speech import (
     Interval,
     Segment,
     Utterance,
-    compute_features,
     decode,
     in_seconds,
     resample,
@@ -34,7 +33,7 @@ from hemstitch.speech._media import Unusable, own_rate, read_audio, require
 from hemstitch.train._config import read_overrides
 from hemstitch.train._run_folder import RESULT, RunFolder, read_json
 from hemstitch.train._speech import Search
-from hemstitch.train._speech_data import Part, load_features
+from hemstitch.train._speech_data import Part
 
 LONGEST = 30.0
 """Seconds of audio that are searched at once."""
@@ -105,9 +104,6 @@ class Transcriber:
         self.search = DecodeOptions(beam=options.beam, max_active=options.max_active, acoustic_scale=acoustic_scale,
                                     word_penalty=word_penalty)
         self.offset = prior_scale * task.log_priors()
-        self.statistics = None
-        if task.recipe.features.normalisation == "global":
-            self.statistics = load_features(task.corpus, task.recipe.features, task.recipe.data.tolerance).statistics
 
     def __call__(self, file: Path) -> Transcript:
         """Recognise a recording.
@@ -153,7 +149,7 @@ class Transcriber:
                 samples, file = resample(samples, rate, self.rate), Path(folder) / "converted.wav"
                 require("soundfile").write(file, samples, self.rate, subtype="FLOAT")
             corpus = Corpus(folder=Path(), name=str(file), sampling_rate=self.rate, utterances=(_utterance(file),))
-            frames = compute_features(corpus, task.recipe.features, statistics=self.statistics).frames
+            frames = task.inputs.of(corpus).frames
         return samples, frames
 
 

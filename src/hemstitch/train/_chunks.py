@@ -37,7 +37,7 @@ class ChunkTask(FrameTask):
             rows = self.counted[items]
             targets = part.targets[rows.clamp(min=0)].masked_fill(rows < 0, IGNORED)
             inputs = self.stretches.select(pieces.utterance[items], pieces.first[items], size)
-            return Batch(inputs, targets.to(self.device), len(items))
+            return Batch(self.inputs.masked(inputs, items), targets.to(self.device), len(items))
 
         return BatchSource(ShuffledEpochs(len(pieces.first), batch_size, seed), collate)
 

@@ -34,6 +34,10 @@ def _parallel(recipe: Any) -> bool:
     return not _is(recipe, "parallel", "local")
 
 
+def _masked(recipe: Any) -> bool:
+    return _is(recipe, "data", "speech") and recipe.augment.masks
+
+
 RULES: list[Rule] = [
     (
         lambda r: _backward(r) and r.backstitch.scale != 0,
@@ -87,6 +91,16 @@ RULES: list[Rule] = [
     (
         lambda r: _order_average(r) and r.train.batch_size < r.order.num_parts,
         "order.num_parts is larger than train.batch_size: a part needs at least one sample",
+    ),
+    (
+        lambda r: _masked(r) and _is(r, "update", "hessian-free"),
+        "masks of [augment] with update.kind = 'hessian-free': gradient, curvature and step would each be taken of "
+        "another loss. Copies (augment.speed) do; set augment.time_masks = 0 and augment.frequency_masks = 0",
+    ),
+    (
+        lambda r: _masked(r) and getattr(r.criterion, "unit", "") == "frame",
+        "masks of [augment] with criterion.unit = 'frame': the outer gradient is of the whole utterance, unmasked. Set "
+        "criterion.unit = 'utterance', or augment.time_masks = 0 and augment.frequency_masks = 0",
     ),
 ]
 """(whether it applies, what to say)"""

@@ -104,6 +104,7 @@ class CtcTask(SpeechTask):
         def batch(items: Tensor) -> Batch:
             longest = int(pieces.frames[items].max())
             inputs = self.stretches[name].select(pieces.utterance[items], pieces.first[items], longest)
+            inputs = self.inputs.masked(inputs, items) if name == "train" else inputs
             lengths = (frames[items] + self.subsampling - 1) // self.subsampling
             return Batch(inputs, Labels(lengths, [self.labels[name][i] for i in items.tolist()]), len(items))
 

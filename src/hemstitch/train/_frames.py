@@ -78,7 +78,8 @@ class FrameTask(SpeechTask):
 
         def collate(frames: Tensor) -> Batch:
             targets = part.targets[frames].to(self.device)
-            return Batch(windows.select(frames.to(self.device)), targets.unsqueeze(1), len(frames))
+            inputs = self.inputs.masked(windows.select(frames.to(self.device)), frames)
+            return Batch(inputs, targets.unsqueeze(1), len(frames))
 
         return BatchSource(ShuffledEpochs(len(part.frames), batch_size, seed), collate)
 

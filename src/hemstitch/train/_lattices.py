@@ -157,6 +157,7 @@ class LatticeTask(FrameTask):
         lengths = torch.from_numpy(np.diff(part.offsets))[indices]
         longest = int(lengths.max()) + part.windows.left + part.windows.right
         inputs = torch.stack([prolonged(part.windows.utterance(i), longest) for i in indices.tolist()])
+        inputs = self.inputs.masked(inputs, indices)
         return Batch(inputs, References(lengths, self.references(indices.tolist())), len(indices))
 
     def frames_batch(self, rows: OuterRows, consumed: int, extra: dict[str, float]) -> Batch:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hemstitch.errors import ConfigError
-from hemstitch.speech import FeatureOptions
+from hemstitch.speech import AugmentOptions, FeatureOptions
 from hemstitch.train import _options as o
 from hemstitch.train._combinations import check_combination
 from hemstitch.train._config import Values, build, coerce, nearest, options_of, override, read_overrides, read_recipe
@@ -23,6 +23,8 @@ TOP_LEVEL: dict[str, tuple[type, Any, str]] = {
 SECTIONS: dict[str, type | dict[str, type]] = {
     "data": {"speech": o.SpeechData, "images": o.ImageData, "text": o.TextData},
     "features": FeatureOptions,
+    "embedding": o.SpeakerVector,
+    "augment": AugmentOptions,
     "hmm": o.Hmm,
     "model": {
         "feed-forward": o.FeedForwardModel,
@@ -68,7 +70,7 @@ DEFAULT_KINDS = {f"{section}.{next(iter(entry))}" for section, entry in SECTIONS
 }
 """What a section is that does not name its kind (images: mlp, text: lstm-lm)."""
 
-SPEECH_ONLY = {"features", "hmm", "decode"}
+SPEECH_ONLY = {"features", "embedding", "augment", "hmm", "decode"}
 MODELS = {
     "speech": ("feed-forward", "p-norm", "tdnn", "lstm", "blstm", "tdnn-lstm"),
     "images": ("mlp", "resnet", "vgg"),

@@ -241,6 +241,7 @@ class LatticeFreeTask(SpeechTask):
             shift, items = indices // len(pieces.utterance), indices % len(pieces.utterance)
             utterance, frames = pieces.utterance[items], int(pieces.frames[items].max())
             inputs = stretches.select(utterance, pieces.first[items] + shift, frames)
+            inputs = self.inputs.masked(inputs, indices) if name == "train" else inputs
             lengths = torch.full((len(items),), -(-frames // self.subsampling))
             weights = None if pieces.weights is None else torch.stack([pieces.weights[i] for i in items.tolist()])
             supervision = Supervision(

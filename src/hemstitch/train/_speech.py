@@ -37,7 +37,8 @@ from hemstitch.train._corpora import open_corpus
 from hemstitch.train._options import Decoding, Hmm, SpeechData
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._run_folder import RunFolder
-from hemstitch.train._speech_data import Part, in_threads, load_features, recognised_part, supervised_part
+from hemstitch.train._speech_data import Part, in_threads, recognised_part, supervised_part
+from hemstitch.train._speech_inputs import Inputs, with_copies
 
 
 class SpeechTask:
@@ -55,11 +56,12 @@ class SpeechTask:
     def __init__(self, recipe: Recipe, device: torch.device, console: Console) -> None:
         data: SpeechData = recipe.data
         self.recipe, self.device = recipe, device
-        self.corpus = self.select_parts(open_corpus(data, console))
+        self.corpus = with_copies(self.select_parts(open_corpus(data, console)), recipe, console)
         lexicon = Lexicon.read(self.corpus.lexicon, self.corpus.silence)
         self.lexicon = position_dependent(lexicon) if recipe.hmm.position_dependent else lexicon
         self.topology = self.first_topology()
-        features = load_features(self.corpus, recipe.features, data.tolerance)
+        self.inputs = Inputs(recipe)
+        features = self.inputs.fit(self.corpus)
         self.frame_shift = features.frame_shift
         broken = [*self.corpus.broken, *features.broken]
         self.parts: dict[str, Part] = {"test": recognised_part(self.corpus.select(data.test), features)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ from hemstitch.speech import (
     Alignment,
     BrokenUtterance,
     Corpus,
-    FeatureOptions,
     FeatureSet,
     Lexicon,
     Topology,
     Utterance,
     align,
-    compute_features,
     equal_alignment,
     training_graph,
 )
@@ -55,12 +52,6 @@ class Part:
     def cut(self, index: int) -> slice:
         """The frames of one utterance."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-
-
-def load_features(corpus: Corpus, options: FeatureOptions, tolerance: float) -> FeatureSet:
-    """Features of every utterance, kept in the corpus folder if that can be written."""
-    cache = corpus.folder / ".features" if os.access(corpus.folder, os.W_OK) else None
-    return compute_features(corpus, options, tolerance=tolerance, cache=cache)
 
 
 def recognised_part(corpus: Corpus, features: FeatureSet) -> Part:

@@ -4,6 +4,7 @@ from hemstitch.train._options._average import MovingAverage, NoAverage, WeightAv
 from hemstitch.train._options._criteria import CrossEntropy, Ctc, LatticeFreeMmi
 from hemstitch.train._options._data import ImageData, SpeechData
 from hemstitch.train._options._hessian_free import HessianFree
+from hemstitch.train._options._inputs import SpeakerVector
 from hemstitch.train._options._lattices import BayesRisk, BoostedMmi, LatticeTraining, Mmi, Mpe, Smbr
 from hemstitch.train._options._models import (
     BlstmModel,
@@ -89,6 +90,7 @@ __all__ = [
     "SimulatedAsynchronous",
     "SimulatedCluster",
     "Smbr",
+    "SpeakerVector",
     "SpeechData",
     "Start",
     "TdnnLstmModel",
