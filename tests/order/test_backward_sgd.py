@@ -62,6 +62,30 @@ def test_fixed_tail_keeps_its_tail_only():
     assert order.report().backward_passes == 5 + 3
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("horizon", [3, 100])
+def test_tail_after_an_average_of_forward_iterates(name, horizon):
+    model, batches = mlp(2, 4, 1), regression_batches(8)
+    start = copy.deepcopy(model)
+    order = BackwardSGD(model, MSE, OPTIMIZERS[name](model.parameters()), mode="fixed_tail", tail=2,
+                        head_horizon=horizon)
+    optimizer, average = OPTIMIZERS[name](start.parameters()), None
+    for count, batch in enumerate(batches, -1):
+        order.observe(batch)
+        if count > 0:
+            optimizer.zero_grad()
+            MSE(start(batch[0]), batch[1]).backward()
+            optimizer.step()
+            average = here(start) if average is None else average.lerp(here(start), max(1 / horizon, 1 / count))
+    assert torch.equal(here(model), here(start))
+    nn.utils.vector_to_parameters(average, start.parameters())
+    for inputs, targets in batches[1::-1]:  # the tail, with the optimizer's state of the newest iterate
+        optimizer.zero_grad()
+        MSE(start(inputs), targets).backward()
+        optimizer.step()
+    assert gap(order.parameters(), dict(start.named_parameters())) < 1e-14
+
+
 def test_scheduled_learning_rates_belong_to_their_step():
     model, batches = mlp(2, 4, 1), regression_batches(5)
     optimizer = SGD(model.parameters(), lr=0.2)
@@ -259,7 +283,8 @@ def test_finish_leaves_the_iterate_in_the_model():
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"mode": "fixed_tail", "tail": 2}, {"start": 2, "stop": 6}, {"window": 2, "hold": True, "fresh_state": True},
+    {}, {"mode": "fixed_tail", "tail": 2}, {"mode": "fixed_tail", "tail": 2, "head_horizon": 2},
+    {"start": 2, "stop": 6}, {"window": 2, "hold": True, "fresh_state": True},
     {"window": 2, "reset": "better", "score": lambda m: float(here(m).norm())},
 ])
 def test_resume_is_exact_to_the_bit(options):
@@ -305,7 +330,8 @@ def test_steps_that_are_not_finite_are_refused():
 
 
 @pytest.mark.parametrize("options", [
-    {"mode": "reverse"}, {"mode": "fixed_tail", "tail": 0}, {"window": 0}, {"reset": "never"}, {"hold": True},
+    {"mode": "reverse"}, {"mode": "fixed_tail", "tail": 0}, {"mode": "fixed_tail", "head_horizon": 0},
+    {"head_horizon": 5}, {"window": 0}, {"reset": "never"}, {"hold": True},
     {"reset": "better", "window": 3}, {"start": 5, "stop": 5}, {"engine": "quantum"},
     {"reset": "better", "window": 3, "score": lambda m: 0.0, "mode": "fixed_tail"},
 ])

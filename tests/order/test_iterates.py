@@ -6,7 +6,7 @@ from order_problems import backward_twin, class_batches, flat, gap, here, mlp, r
 from torch import nn
 
 from hemstitch.errors import MisuseError, NonFiniteError
-from hemstitch.order import Objective, backward_iterates, fixed_tail_iterates, forward_iterates
+from hemstitch.order import BackwardSGD, Objective, backward_iterates, fixed_tail_iterates, forward_iterates
 from hemstitch.order._maps import Maps
 
 ENGINES = ["fused", "vmap", "loop"]
@@ -151,6 +151,17 @@ def test_fixed_tail_is_its_formula(tail):
     for k, parameters in iterates.items():
         order = batches[tail:k] + batches[: min(tail, k)][::-1]
         assert gap(parameters, twin(model, MSE, order, lambda p: torch.optim.SGD(p, lr=0.1))) < 1e-14
+
+
+def test_tail_after_an_average_is_that_of_the_training_loop():
+    model, batches = mlp(2, 4, 1), regression_batches(10)
+    iterates = fixed_tail_iterates(model, MSE, batches, 0.1, [2, 6, 10], tail=3, head_horizon=4)
+    order = BackwardSGD(model, MSE, torch.optim.SGD(model.parameters(), lr=0.1), mode="fixed_tail", tail=3,
+                        head_horizon=4)
+    for step, batch in enumerate(batches, 1):
+        order.observe(batch)
+        if step in iterates:
+            assert gap(iterates[step], order.parameters()) < 1e-14
 
 
 class Tied(nn.Module):

@@ -20,6 +20,7 @@ ORDERS = {
     "exact": (EXACT, (9 + 18 + 27) / 9),
     "exact after 5 forward steps until step 20": ([*EXACT, "--order.start", "5", "--order.stop", "20"], None),
     "fixed tail": (TAIL, (27 - 4 + 3 * 4) / 9),
+    "fixed tail after an average": ([*TAIL, "--order.head_horizon", "5"], (27 - 4 + 3 * 4) / 9),
     "windows": ([*EXACT, "--order.window", "6"], (24 + 3 + 3) / 9),
     "windows, held": ([*EXACT, "--order.window", "6", "--order.hold", "true"], 24 / 9),
     "the better window": ([*EXACT, "--order.window", "6", "--order.reset", "better"], None),

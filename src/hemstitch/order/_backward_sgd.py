@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hemstitch.errors import MisuseError, RunError
+from hemstitch.order._head import HeadAverage
 from hemstitch.order._maps import EngineName, Maps, Point, Stateful, Update
 from hemstitch.order._objective import Loss, Objective, Parameters, device_of
 from hemstitch.order._statistics import has_batch_norm, reestimate_statistics
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class BackwardSGD:
     T_i is one step of ``optimizer`` on batch i, whatever the optimizer. Its state starts at theta_0 as it is there and
     follows the order of application. Beyond the paper: only iterates that are looked at are computed; trajectories
     looked at together are moved together; the fixed tail, which has the law of the backward iterate at the cost of
-    m + 1 gradients; a reset only where it pays, which the paper proposes (section 5).
+    m + 1 gradients; a tail after an average of forward iterates (``head_horizon``), which is as steady as the exact
+    order in less time; a reset only where it pays, which the paper proposes (section 5).
 
     >>> import torch
     >>> net = torch.nn.Linear(2, 1)
@@ -82,6 +84,9 @@ class BackwardSGD:
             settings of step i.
         mode: see above.
         tail: m >= 1, batches of the fixed tail.
+        head_horizon: the fixed tail starts from a moving average of the newest about so many forward iterates: what m
+            maps leave of the head's noise is small to begin with. Costs one copy of the parameters and no gradient, but
+            gives up the law of the backward iterate. 1: from the newest one.
         window: w >= 1: a window ends every w steps and the trajectory may start anew; ``None``: never. With
             ``window=1`` the order is the ordinary one.
         reset: "always": each window starts from the last one's end. "better": at the end of a window, a trajectory that
@@ -119,6 +124,7 @@ class BackwardSGD:
         *,
         mode: Literal["exact", "fixed_tail"] = "exact",
         tail: int = 50,
+        head_horizon: int = 1,
         window: int | None = None,
         reset: Literal["always", "better"] = "always",
         score: Callable[[nn.Module], float] | None = None,
@@ -133,12 +139,13 @@ class BackwardSGD:
         seed: int = 0,
         statistics_batches: int = 50,
     ):
-        _validate(mode, tail, window, reset, score, hold, start, stop)
+        _validate(mode, tail, head_horizon, window, reset, score, hold, start, stop)
         self.model = model
         self.num_steps = 0
         self._maps = Maps(model, Objective.of(loss), optimizer, make_batch=make_batch, stateful=stateful,
                           engine=engine, memory=memory)
         self._tail = tail if mode == "fixed_tail" else None
+        self._head = HeadAverage(head_horizon)
         self._window, self._score, self._hold = window, score if reset == "better" else None, hold
         self._start, self._stop, self._seed = start, stop, seed
         self._fresh_states = self._maps.snapshot().states if fresh_state else None
@@ -171,7 +178,7 @@ class BackwardSGD:
             self._begin(self._maps.snapshot(), self.num_steps - 1)
         try:
             if len(self._updates) == self._tail:
-                return self._apply(update)
+                return self._lengthen_head(update)
             self._updates.append(update)
             self._recent.append(update)
         finally:  # a step that was refused counts as well
@@ -204,7 +211,7 @@ class BackwardSGD:
             {step: result}.
         """
         steps = sorted(set(steps))
-        here = self._maps.snapshot()
+        here = self._start_point()
         results = {}
         for index, end in self._maps.descend(self._updates, [(here, self._count(step)) for step in steps]):
             with self._showing(end):
@@ -252,6 +259,7 @@ class BackwardSGD:
             "recent": [vars(update) for update in self._recent],
             "mark": None if self._mark is None else vars(self._mark),
             "fresh_states": self._fresh_states,
+            "head": {"members": self._head.num_members, "average": self._head.parameters},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -268,26 +276,36 @@ class BackwardSGD:
         self._num_resets, self._fresh_states = state["num_resets"], state["fresh_states"]
         self._maps.passes.forward, self._maps.passes.backward = state["passes"]["forward"], state["passes"]["backward"]
         self._maps.modes = state["modes"]
+        device = device_of(self.model)
+        self._head.num_members = state["head"]["members"]
+        self._head.parameters = {name: a.to(device) for name, a in state["head"]["average"].items()}
         self._updates = [Update(**update) for update in state["updates"]]
         self._recent.clear()
         self._recent.extend(Update(**update) for update in state["recent"])
-        self._mark = None if state["mark"] is None else Point(**state["mark"]).to(device_of(self.model))
+        self._mark = None if state["mark"] is None else Point(**state["mark"]).to(device)
 
     def _apply(self, update: Update) -> Tensor:
         loss = self._maps.apply(update, guarded=True)
         self._recent.append(update)
         return loss
 
+    def _lengthen_head(self, update: Update) -> Tensor:
+        loss = self._apply(update)
+        self._head.add(dict(self.model.named_parameters()))
+        return loss
+
     def _begin(self, point: Point, step: int, updates: Sequence[Update] = ()) -> None:
         """Start a trajectory at ``point``."""
         self._maps.restore(point if self._fresh_states is None else replace(point, states=self._fresh_states))
         self._origin_step, self._updates, self._mark = step, list(updates), None
+        self._head.clear()
 
     def _settle(self, point: Point | None = None) -> None:
         """End the trajectory where it is and stay there, in the ordinary order until the next batch says otherwise."""
         self._maps.restore(point or self._point(self.num_steps))
         reestimate_statistics(self._maps, self._recent)
         self._origin_step, self._updates, self._mark = None, [], None
+        self._head.clear()
 
     def _end_window(self) -> None:
         end = self._point(self.num_steps)
@@ -322,8 +340,12 @@ class BackwardSGD:
 
     def _point(self, step: int) -> Point:
         count = self._count(step)
-        ((_, end),) = self._maps.descend(self._updates, [(self._maps.snapshot(), count)])
+        ((_, end),) = self._maps.descend(self._updates, [(self._start_point(), count)])
         return end
+
+    def _start_point(self) -> Point:
+        """Where the maps that are kept are applied: the model's point, or the average over the head."""
+        return self._head.point(self._maps.snapshot())
 
     def _count(self, step: int) -> int:
         """How many maps lead from the model's point to the iterate of ``step``."""
@@ -355,10 +377,12 @@ def _nbytes(item: Any) -> int:
     return sum(_nbytes(part) for part in parts)
 
 
-def _validate(mode, tail, window, reset, score, hold, start, stop) -> None:
+def _validate(mode, tail, head_horizon, window, reset, score, hold, start, stop) -> None:
     problems = {
         f"mode must be 'exact' or 'fixed_tail', got {mode!r}": mode not in ("exact", "fixed_tail"),
         f"tail must be at least 1, got {tail}": tail < 1,
+        f"head_horizon must be at least 1, got {head_horizon}": head_horizon < 1,
+        "head_horizon needs mode='fixed_tail'": head_horizon > 1 and mode == "exact",
         f"window must be at least 1 or None, got {window}": window is not None and window < 1,
         f"reset must be 'always' or 'better', got {reset!r}": reset not in ("always", "better"),
         "reset='better' needs window and score": reset == "better" and (window is None or score is None),

@@ -142,6 +142,7 @@ def compare_orders(
     evaluate: Callable[[nn.Module], float],
     *,
     tail: int = 50,
+    head_horizon: int = 1,
     engine: EngineName = "auto",
     memory: int | None = None,
 ) -> OrderComparison:
@@ -151,7 +152,7 @@ def compare_orders(
         model: theta_0 is where it stands; it stays there.
         loss, batches, lr, at, engine, memory: as for :func:`backward_iterates`.
         evaluate: ``evaluate(model)`` -> a number; must leave the model as it is.
-        tail: as for :func:`fixed_tail_iterates`.
+        tail, head_horizon: as for :func:`fixed_tail_iterates`.
 
     Returns:
         The three curves, the gradients each took, and the ratio of their spreads.
@@ -167,7 +168,7 @@ def compare_orders(
     for name, points in {
         "forward": forward_points(maps, updates, origin, steps),
         "backward": backward,
-        "fixed_tail": fixed_tail_points(maps, updates, origin, steps, tail),
+        "fixed_tail": fixed_tail_points(maps, updates, origin, steps, tail, head_horizon),
     }.items():
         before = maps.passes.backward
         values = {k: _evaluate(maps, end, evaluate) for k, end in points}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hemstitch.errors import MisuseError
+from hemstitch.order._head import HeadAverage
 from hemstitch.order._maps import EngineName, Maps, Point, Update
 from hemstitch.order._objective import Loss, Objective, Parameters
 
@@ -82,6 +83,7 @@ def fixed_tail_iterates(
     at: Iterable[int] | None = None,
     *,
     tail: int = 50,
+    head_horizon: int = 1,
 ) -> dict[int, Parameters]:
     """Approximate backward iterates: forward over the newer batches, then always the same last maps.
 
@@ -93,14 +95,16 @@ def fixed_tail_iterates(
 
     Args:
         tail: number m of maps that always come last, >= 1.
+        head_horizon: the tail starts from a moving average of the newest about so many forward iterates, see
+            :class:`BackwardSGD`; 1: from the newest one.
 
     Cost: max(at) + tail gradients an iterate, instead of k.
     """
     maps, updates, origin = gradient_descent(model, loss, batches, lr)
     steps = check_steps(at, len(updates))
-    if tail < 1:
-        raise MisuseError(f"order: tail must be at least 1, got {tail}")
-    points = fixed_tail_points(maps, updates, origin, steps, tail)
+    if tail < 1 or head_horizon < 1:
+        raise MisuseError(f"order: tail and head_horizon must be at least 1, got {tail} and {head_horizon}")
+    points = fixed_tail_points(maps, updates, origin, steps, tail, head_horizon)
     return {k: end.parameters for k, end in points}
 
 
@@ -115,14 +119,36 @@ def forward_points(
         yield k, here
 
 
+def averaged_points(
+    maps: Maps, updates: Sequence[Update], origin: Point, steps: Sequence[int], horizon: int
+) -> Iterator[tuple[int, Point]]:
+    """(k, moving average of the forward iterates 1 to k) for ascending steps; step 0 gives the origin."""
+    average = HeadAverage(horizon)
+    for k, here in forward_points(maps, updates, origin, range(max(steps, default=0) + 1)):
+        if k:
+            average.add(here.parameters)
+        if k in steps:
+            yield k, average.point(here)
+
+
 def fixed_tail_points(
-    maps: Maps, updates: Sequence[Update], origin: Point, steps: Sequence[int], tail: int, group: int = 64
+    maps: Maps,
+    updates: Sequence[Update],
+    origin: Point,
+    steps: Sequence[int],
+    tail: int,
+    head_horizon: int = 1,
+    group: int = 64,
 ) -> Iterator[tuple[int, Point]]:
     """(k, fixed-tail iterate); at most ``group`` forward points are held at a time."""
     short = [k for k in sorted(steps) if k <= tail]
     for index, end in maps.descend(updates, [(origin, k) for k in short]) if short else ():
         yield short[index], end
-    heads = forward_points(maps, updates[tail:], origin, [k - tail for k in steps if k > tail])
+    lengths = [k - tail for k in steps if k > tail]
+    if head_horizon == 1:
+        heads = forward_points(maps, updates[tail:], origin, lengths)
+    else:
+        heads = averaged_points(maps, updates[tail:], origin, lengths, head_horizon)
     held: list[tuple[int, Point]] = []
     for length, head in heads:
         held.append((length + tail, head))

@@ -62,6 +62,7 @@ class BackwardSteps:
             self.map,  # type: ignore[arg-type]
             mode=options.mode,
             tail=options.tail,
+            head_horizon=options.head_horizon,
             window=options.window or None,
             reset=options.reset,
             score=score,

@@ -20,6 +20,7 @@ class BackwardOrder:
     Attributes:
         mode: exact, or ordinary training on the newer batches followed by the first ones, always the same.
         tail: batches that a fixed tail applies last.
+        head_horizon: a fixed tail starts from a moving average of about so many newest iterates; 1: from the newest.
         window: steps after which the trajectory may start anew from its end; 0: never.
         reset: start anew at the end of each window, or only if that lowers the dev loss.
         hold: look at the end of the last window instead of the running iterate.
@@ -31,6 +32,7 @@ class BackwardOrder:
 
     mode: Literal["exact", "fixed_tail"] = "exact"
     tail: int = 50
+    head_horizon: int = 1
     window: int = 0
     reset: Literal["always", "better"] = "always"
     hold: bool = False
@@ -41,6 +43,8 @@ class BackwardOrder:
 
     def __post_init__(self) -> None:
         require(self.tail >= 1, f"tail must be at least 1, got {self.tail}")
+        require(self.head_horizon >= 1, f"head_horizon must be at least 1, got {self.head_horizon}")
+        require(self.head_horizon == 1 or self.mode == "fixed_tail", "head_horizon needs mode = 'fixed_tail'")
         require(self.window >= 0, f"window must be at least 0, got {self.window}")
         require(self.window or not self.hold, "hold = true needs a window")
         require(self.reset == "always" or (self.window and self.mode == "exact"),
