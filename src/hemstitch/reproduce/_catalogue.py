@@ -13,6 +13,7 @@ MODULES: tuple[str, ...] = (
     "_paper1_backstitch",
     "_paper4_natural_gradient",
     "_paper4_averaging",
+    "_paper5_orders",
 )
 """Modules of this package with a list ``ENTRIES``; imported when the catalogue is first asked for."""
 
