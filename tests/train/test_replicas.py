@@ -1,4 +1,4 @@
-"""Asynchronous recipes without processes: batches by number, the server's rule, what is refused."""
+"""Asynchronous recipes without processes: batches by number, the server's rule, what is refused; simulated runs."""
 
 import pytest
 import torch
@@ -63,7 +63,6 @@ PLAIN = ["--parallel.kind", "async", "--update.kind", "sgd", "--update.momentum"
     (["--parallel.kind", "async", "--update.kind", "sgd"], "plain steps"),
     ([*PLAIN, "--backstitch.scale", "0.3"], "plain steps"),
     ([*PLAIN, "--average.kind", "ema"], "average.kind"),
-    ([*PLAIN, "--parallel.decoders", "true"], "decoding="),
     ([*PLAIN, "--parallel.snapshot_every", "0"], "snapshot_every"),
 ])
 def test_what_a_server_cannot_do_is_refused_with_the_reason(tiny_recipe, settings, reason):

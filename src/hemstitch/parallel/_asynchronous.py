@@ -71,6 +71,8 @@ class AsynchronousReport:
         failures: replicas that died.
         busy: mean share of their time that replicas spent computing.
         evaluations: in the order of time.
+        loss: mean over the samples applied.
+        has_ended: whether all replicas have used up their data.
     """
 
     seconds: float
@@ -83,6 +85,8 @@ class AsynchronousReport:
     failures: int
     busy: float
     evaluations: tuple[Evaluation, ...]
+    loss: float = math.nan
+    has_ended: bool = False
 
 
 class AsynchronousSimulation:
@@ -99,7 +103,8 @@ class AsynchronousSimulation:
             (mean or sum), its mean loss, its samples; must leave the parameters as they are. For gradients with a
             state of their own (natural gradient per replica) a list with one function per replica. If it has an
             attribute ``returns_new_tensors`` that is true (`FlatGradient`), memory of its gradients is used on.
-        batches: worker -> an endless iterator over its batches; with ``decoding`` batches are `OuterBatch` instead.
+        batches: worker -> an iterator over its batches, endless or not; with ``decoding`` batches are `OuterBatch`
+            instead. One iterator given to all workers shares its batches among them as they ask.
         num_replicas: n, >= 1.
         rule: learning rate and bounds on the change, applied by the server.
         cluster: how long things take.
@@ -147,6 +152,7 @@ class AsynchronousSimulation:
         size = parameters.numel() * parameters.element_size() if num_bytes is None else num_bytes
         self._server = ServerShards(self.clock, parameters, rule, num_shards, self.cluster.network, size)
         self._outer, self._samples, self._loss = StalenessHistogram(), 0.0, (0.0, 0.0)
+        self._total_loss = 0.0
         self._evaluations: list[Evaluation] = []
         self._evaluate_every = 0
         if decoding is not None and decoding.fetch.synchronous:
@@ -168,6 +174,11 @@ class AsynchronousSimulation:
     def rule(self, rule: StepRule) -> None:
         self._server.rule = rule
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether all replicas have used up their data."""
+        return all(replica.has_ended for replica in self._replicas)
+
     def run(
         self,
         *,
@@ -177,7 +188,7 @@ class AsynchronousSimulation:
         evaluate_at: Sequence[float] = (),
         evaluate_every: int = 0,
     ) -> AsynchronousReport:
-        """Go on until one of the limits, counted from the beginning, is reached.
+        """Go on until one of the limits, counted from the beginning, is reached or all replicas are out of data.
 
         Args:
             updates, seconds, samples: limits.
@@ -194,8 +205,11 @@ class AsynchronousSimulation:
         self._evaluate_every = evaluate_every
         if evaluate_every and not self._evaluations:
             self._look()
-        self.clock.run(seconds, stop=lambda: self._server.version >= most or self._samples >= samples)
-        if seconds < math.inf and self._server.version < most and self._samples < samples:
+        def is_over() -> bool:
+            return self._server.version >= most or self._samples >= samples or self.has_ended
+
+        self.clock.run(seconds, stop=is_over)
+        if seconds < math.inf and not is_over():
             self.clock.now = seconds
         return self.report()
 
@@ -213,6 +227,8 @@ class AsynchronousSimulation:
             failures=sum(replica.num_failures for replica in self._replicas),
             busy=sum(replica.busy_seconds for replica in self._replicas) / elapsed if elapsed else math.nan,
             evaluations=tuple(self._evaluations),
+            loss=self._total_loss / self._samples if self._samples else math.nan,
+            has_ended=self.has_ended,
         )
 
     # -- on the way ------------------------------------------------------------------------------------------------
@@ -220,6 +236,7 @@ class AsynchronousSimulation:
     def _applied(self, batch: Any, loss: float, weight: float) -> None:
         """The server has taken a gradient."""
         self._samples += weight
+        self._total_loss += weight * float(loss)
         self._loss = (self._loss[0] + weight * float(loss), self._loss[1] + weight)
         if self.decoding is not None:
             self._outer.add(self._server.version - 1 - batch.versions, self.clock.now - batch.seconds)
@@ -238,7 +255,7 @@ class AsynchronousSimulation:
         self._look()
 
     def _fetch_for_all(self, interval: float) -> Steps:
-        while True:
+        while not self.has_ended:
             yield interval
             self._common = self._server.snapshot()
 

@@ -58,6 +58,7 @@ class Replica:
         num_gradients: computed.
         busy_seconds: spent computing them.
         num_failures: deaths.
+        has_ended: whether it has used up its data.
     """
 
     def __init__(self, worker: int, clock: SimulatedClock, server: ServerShards, times: WorkerTimes, source: BatchQueue,
@@ -67,7 +68,7 @@ class Replica:
         self.source, self.gradient, self.cluster = source, gradient, cluster
         self.fetch_every, self.on_applied = fetch_every, on_applied
         self.num_gradients = self.num_failures = self._seq = 0
-        self.busy_seconds = 0.0
+        self.busy_seconds, self.has_ended = 0.0, False
         self._life = clock.start(self._train())
         if cluster.failures.mean_seconds_between < math.inf:
             clock.start(self._die_and_return())
@@ -78,6 +79,7 @@ class Replica:
         has_data = True
         while has_data:
             has_data = yield from self._fetch_and_train(incarnations)
+        self.has_ended = True
 
     def _fetch_and_train(self, incarnations: tuple[int, ...]) -> Generator[float | Event, Any, bool]:
         """Train on some batches with the same parameters; whether there was data.

@@ -31,7 +31,7 @@ from hemstitch.train._console import Console
 from hemstitch.train._ctc import CtcTask
 from hemstitch.train._frames import FrameTask
 from hemstitch.train._images import ImageTask
-from hemstitch.train._in_parallel import backstitch_phase, in_parallel
+from hemstitch.train._in_parallel import backstitch_phase, cluster_of, in_parallel
 from hemstitch.train._lattices import LatticeTask
 from hemstitch.train._layerwise import check_layerwise, grow, shallow_recipe
 from hemstitch.train._loop import Loop
@@ -46,6 +46,7 @@ from hemstitch.train._strategy_average import AveragedSteps
 from hemstitch.train._strategy_hessian_free import build_hessian_free
 from hemstitch.train._strategy_order import BackwardSteps, OrderAverageGradient
 from hemstitch.train._strategy_replicas import ReplicaSteps
+from hemstitch.train._strategy_simulated import SimulatedReplicaSteps
 from hemstitch.train._text import ContinuedLanguageModel, TextTask
 from hemstitch.train._workers import Worker
 
@@ -199,13 +200,28 @@ def build_worker(recipe: Recipe, task: Any, model: nn.Module, rank: int) -> Work
     return Worker(model, optimizer, natural, build_strategy(recipe, task, model, optimizer, natural))
 
 
+def build_simulated_replicas(recipe: Recipe, task: Any, worker: Worker, source: Any) -> SimulatedReplicaSteps:
+    """Asynchronous training on a simulated clock; the first replica has the worker's network and natural gradient."""
+    decay, device = weight_decay(worker.optimizer), next(worker.model.parameters()).device
+
+    def make(replica: int) -> ReplicaGradient:
+        model, natural = worker.model, worker.natural
+        if replica and natural is not None:
+            model = build_model(recipe, task.num_inputs, task.num_outputs).to(device)
+            freeze_parameters(model, recipe.start.freeze)
+            natural = build_natural_gradient(recipe, model)
+        gradient = Gradient(model, task.criterion, recipe.train.precision == "bf16")
+        return ReplicaGradient(gradient, decay, recipe.train.clip, natural)
+
+    gradients = [make(replica) for replica in range(recipe.parallel.replicas)]
+    return SimulatedReplicaSteps(recipe.parallel, worker.model, worker.optimizer, gradients, source,
+                                 cluster_of(recipe.parallel))
+
+
 def build_replicas(
     recipe: Recipe, task: Any, model: nn.Module, optimizer: torch.optim.Optimizer, source: Any
 ) -> ReplicaSteps:
     """Asynchronous training on real processes."""
-    if not (isinstance(recipe.order, o.ForwardOrder) and isinstance(recipe.average, o.NoAverage)):
-        raise ConfigError("parallel.kind = 'async' has no order of updates that could be turned, and no iterates here "
-                          "to be averaged: leave out [order] and [average]")  # fmt: skip
     device, decay = next(model.parameters()).device, weight_decay(optimizer)
 
     def make(replica: int) -> ReplicaGradient:
@@ -300,6 +316,8 @@ def build_run(
 
     if isinstance(recipe.parallel, o.Replicas):
         strategy = build_replicas(recipe, task, model, worker.optimizer, source)
+    elif isinstance(recipe.parallel, o.SimulatedAsynchronous):
+        strategy = build_simulated_replicas(recipe, task, worker, source)
     else:
         strategy = in_parallel(recipe, worker, another, task, reducer)
     if not isinstance(recipe.average, o.NoAverage):

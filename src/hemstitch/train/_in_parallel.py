@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from hemstitch.comm import Reducer
 from hemstitch.errors import ConfigError
-from hemstitch.parallel import Cluster, Delay, Network, Stragglers, staggered_phase
+from hemstitch.parallel import Cluster, Delay, Failures, Network, Stragglers, staggered_phase
 from hemstitch.train import _options as o
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._strategies import ClosureSteps, Gradient, SinglePass, Strategy
@@ -79,9 +80,15 @@ def _averaging(recipe: Recipe, worker: Worker, make: MakeWorker, task: Any, redu
 
 def cluster_of(options: o.SimulatedCluster) -> Cluster:
     """The cluster that a recipe describes."""
+    is_async = isinstance(options, o.SimulatedAsynchronous)
+    server = options.server_bandwidth if is_async else 0.0
     return Cluster(
         compute=Delay(options.compute_seconds, "gamma", options.compute_variation),
-        network=Network(latency=options.latency, bandwidth=options.bandwidth or float("inf")),
+        decode=Delay(options.decode_seconds if is_async else 0.0, "gamma", options.compute_variation),
+        network=Network(latency=options.latency, bandwidth=options.bandwidth or inf, server_bandwidth=server or inf),
+        failures=Failures(mean_seconds_between=options.failure_seconds or inf, restart_seconds=options.restart_seconds)
+        if is_async
+        else Failures(),
         stragglers=Stragglers(
             slow_share=options.slow_share,
             slow_factor=options.slow_factor,

@@ -98,8 +98,21 @@ def check_combination(recipe: Recipe) -> None:
             "batches cannot be used again in another order once their utterances are used up; use unit = 'utterance'",
         ),
         f"parallel.kind = {recipe.kinds['parallel']!r} and unit = 'frame'": (
-            frames and recipe.kinds["parallel"] != "local",
-            "the frames of a decoded utterance are not shared out over workers; use unit = 'utterance'",
+            frames and recipe.kinds["parallel"] not in ("local", "simulated-async"),
+            "the frames of a decoded utterance are not shared out over workers; use unit = 'utterance', or "
+            "parallel.kind = 'simulated-async', whose replicas have decoders of their own",
+        ),
+        f"shuffling = {options.shuffling!r} and parallel.kind = 'simulated-async'": (
+            frames and options.shuffling != "on-the-fly" and recipe.kinds["parallel"] == "simulated-async",
+            "replicas use frames up as their decoders deliver them; use shuffling = 'on-the-fly'",
+        ),
+        f"start_l2 and parallel.kind = {recipe.kinds['parallel']!r}": (
+            options.start_l2 > 0 and recipe.kinds["parallel"] not in ("local", "data-parallel"),
+            "the penalty is on the way of one network, and every worker has its own; set start_l2 = 0",
+        ),
+        "realign = 'on-the-fly' and parallel.kind = 'async'": (
+            options.realign == "on-the-fly" and recipe.kinds["parallel"] == "async",
+            "the processes would align with the network at the beginning; use realign = 'epoch'",
         ),
         "update.kind = 'hessian-free' and unit = 'frame'": (
             frames and recipe.kinds["update"] == "hessian-free",

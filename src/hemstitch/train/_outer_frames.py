@@ -46,6 +46,10 @@ class OuterRows:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def __getitem__(self, row: int) -> OuterRows:
+        """One of the rows."""
+        return self.take(slice(row, row + 1))
+
     def take(self, index: Any) -> OuterRows:
         """Some of the rows."""
         return OuterRows(*(getattr(self, name)[index] for name in self.NAMES))
@@ -124,6 +128,10 @@ class OuterFrames:
         self.position += len(rows)
         extra, self._extra = self._extra, {}
         return self.collate(rows, self.position - before, extra)
+
+    def skip_epoch(self) -> None:
+        """Have all utterances of the epoch loaded and used up."""
+        self._drawn, self._cursor, self._slots, self._used = self.epoch, len(self.lengths), [], []
 
     def select(self, utterances: Tensor) -> Any:
         """All frames of some utterances, outside the stream."""

@@ -59,6 +59,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
         "averaging": o.Averaging,
         "virtual-averaging": o.VirtualAveraging,
         "async": o.Replicas,
+        "simulated-async": o.SimulatedAsynchronous,
     },
     "train": o.Training,
     "decode": o.Decoding,

@@ -104,8 +104,6 @@ class SimulatedCluster:
         slow_factor: by how much.
         straggle_probability: that a computation is slow on any worker.
         straggle_factor: by how much.
-        failure_seconds: mean time until a worker dies; 0: never.
-        restart_seconds: until it is back.
         cluster_seed: of all these delays.
     """
 
@@ -117,8 +115,6 @@ class SimulatedCluster:
     slow_factor: float = 2.0
     straggle_probability: float = 0.0
     straggle_factor: float = 10.0
-    failure_seconds: float = 0.0
-    restart_seconds: float = 10.0
     cluster_seed: int = 0
 
 
@@ -137,25 +133,14 @@ class Asynchronous:
         replicas: how many compute gradients.
         fetch_every: batches that a replica computes with the same parameters.
         shards: of the server.
-        decoders: sequence criteria: a decoder for each replica computes the outer gradients of whole utterances ahead,
-            and the replica trains on frames of many utterances at once.
-        frames_per_batch: of a replica's batch with decoders, each from another utterance.
-        decoder_fetch_seconds: a decoder keeps its parameters at least so long.
-        decoder_fetch_synchronous: all decoders take new ones at the same moments.
-        lookahead: utterances decoded ahead of need.
     """
 
     replicas: int = 10
     fetch_every: int = 1
     shards: int = 1
-    decoders: bool = False
-    frames_per_batch: int = 32
-    decoder_fetch_seconds: float = 0.0
-    decoder_fetch_synchronous: bool = False
-    lookahead: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("replicas", "fetch_every", "shards", "frames_per_batch", "lookahead"):
+        for name in ("replicas", "fetch_every", "shards"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
 
 
@@ -182,18 +167,35 @@ class Replicas(Asynchronous):
         require(self.processes >= 0, f"processes must be at least 0, got {self.processes}")
         require(self.snapshot_every >= 1, f"snapshot_every must be at least 1, got {self.snapshot_every}")
         require(self.patience > 0, f"patience must be > 0 seconds, got {self.patience}")
-        require(not self.decoders, "decoders are not part of recipes yet; from Python: "
-                "hemstitch.parallel.ray.AsynchronousTraining(decoding=...)")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedAsynchronous(Asynchronous, SimulatedCluster):
-    """Asynchronous training with a simulated clock: gradients are computed here, when is decided by the cluster.
+    """Asynchronous training on a simulated clock: gradients are computed here, the cluster decides their order.
+
+    With frames of utterances as batches (criterion.unit = "frame") each replica has a decoder with parameters of its
+    own age, which computes the outer gradients of whole utterances ahead.
 
     Attributes:
+        failure_seconds: mean time until a replica dies; 0: never.
+        restart_seconds: until it is back.
         decode_seconds: mean duration of decoding one utterance.
         server_bandwidth: bytes per second through a server shard's link; 0: unlimited.
+        decoder_fetch_seconds: a decoder keeps its parameters at least so long; 0: new ones for every utterance.
+        decoder_fetch_synchronous: all decoders take new ones at the same moments.
+        lookahead: utterances decoded ahead of need.
     """
 
+    failure_seconds: float = 0.0
+    restart_seconds: float = 10.0
     decode_seconds: float = 0.0
     server_bandwidth: float = 0.0
+    decoder_fetch_seconds: float = 0.0
+    decoder_fetch_synchronous: bool = False
+    lookahead: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.lookahead >= 1, f"lookahead must be at least 1, got {self.lookahead}")
+        require(self.decoder_fetch_seconds > 0 or not self.decoder_fetch_synchronous,
+                "decoder_fetch_synchronous needs decoder_fetch_seconds > 0")  # fmt: skip
