@@ -11,6 +11,8 @@ MODULES: tuple[str, ...] = (
     "_comparison",
     "_paper3",
     "_paper1_backstitch",
+    "_paper1_bias",
+    "_paper1_variants",
     "_paper4_natural_gradient",
     "_paper4_averaging",
     "_paper5_orders",

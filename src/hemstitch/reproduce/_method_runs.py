@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hemstitch.comm import LocalReducer
 from hemstitch.report import read_run
 from hemstitch.reproduce._entry import Line, Part, Row, Scale, choose, mean_and_interval
 from hemstitch.reproduce._training import Trained, recipe, trained
@@ -60,7 +61,7 @@ def changed(wanted: Recipe, path: Path, change: Change) -> Trained:
         folder.rewind(None if found is None else found[0])
         if found is not None:
             loop.load_state_dict(found[0])
-        _go(run, folder, loop, None)
+        _go(run, folder, loop, None, LocalReducer())
     return Trained(read_json(path / RESULT), read_run(path))
 
 
