@@ -148,11 +148,11 @@ def bias(results: Results) -> Outcome:
     slope = (gauss[1] - gauss[0]) / 0.25
     return Outcome(
         verdict="reproduced" if all(good) else "partly" if any(good) else "not reproduced",
-        summary="Exact expectations over training sets: the bias of equations 11 and 13 is there, and pairs of strength "
-                "1/I, preconditioned by the inverse mean Hessian, take it from order 1/I to a higher one. Equation 17 "
-                "holds to the third order in either order of the steps. For the variance of a Gaussian (20 samples) "
-                f"the correction is {slope:.1f} per unit of strength instead of 1, so that strength 1/I overdoes it: "
-                "the constant factor of which the paper speaks.",
+        summary="Exact expectations over training sets: the bias of equations 11 and 13 is there, and pairs of "
+                "strength 1/I, preconditioned by the inverse mean Hessian, take it from order 1/I to a higher one. "
+                "Equation 17 holds to the third order in either order of the steps. For the variance of a Gaussian "
+                f"(20 samples) the correction is {slope:.1f} per unit of strength instead of 1, so that strength 1/I "
+                "overdoes it: the constant factor of which the paper speaks.",
         rows=rows,
         plots=[Plot(title="I times the bias (first component; for the Gaussian, of the variance)",
                     x_label="nu (scale + scale^2) in units of 1/I", log_y=False,
