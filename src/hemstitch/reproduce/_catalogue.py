@@ -14,6 +14,7 @@ MODULES: tuple[str, ...] = (
     "_paper1_bias",
     "_paper1_variants",
     "_paper4_natural_gradient",
+    "_paper4_peers",
     "_paper4_averaging",
     "_paper5_orders",
 )

@@ -41,12 +41,20 @@ def frame_part(scale: Scale, settings: Settings, change: Change | None = None) -
     return run_part(scale, "an4-small", {**AN4, **AN4_SIZES[scale], **settings}, change)
 
 
+def image_part(scale: Scale, settings: Settings, change: Change | None = None) -> Part:
+    """A run of the Fashion-MNIST recipe."""
+    return run_part(scale, "fashion-mnist", settings, change)
+
+
 def run_part(scale: Scale, name: str, settings: Settings, change: Change | None = None) -> Part:
     """A run of a recipe with settings, and with what no recipe can say done by ``change`` before it starts."""
 
     def part(folder: Path) -> dict[str, Any]:
         wanted = recipe(scale, name, folder, settings)
-        return facts(trained(wanted, folder) if change is None else changed(wanted, folder / "run", change))
+        if change is not None:
+            return facts(changed(wanted, folder / "run", change))
+        done = trained(wanted, folder)
+        return facts(done) | {"train_loss": training_loss(done)}
 
     return part
 
@@ -76,13 +84,14 @@ def facts(done: Trained) -> dict[str, Any]:
         "best": min((y for y in dev["y"] if y is not None and y == y), default=None),
         "test": done.result.get("perplexity", {}).get("test", done.test_rate),
         "held_out_wer": errors if words else None,
-        "train_loss": training_loss(done.run.folder) if done.result.get("status") == "finished" else None,
     }
 
 
-def training_loss(path: Path) -> float:
-    """The loss of a finished run's best network on its training data, without dropout."""
-    run, _ = load_trained(path, QUIET)
+def training_loss(done: Trained) -> float | None:
+    """The loss of a run's best network on its training data, without dropout; ``None`` if it did not finish."""
+    if done.result.get("status") != "finished":
+        return None
+    run, _ = load_trained(done.run.folder, QUIET)
     task = run.task
     if hasattr(task, "topology"):
         scores, _ = task.scores(run.model, task.parts["train"])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,82 +21,97 @@ from hemstitch.reproduce._method_runs import (
     MOMENTUM,
     NATURAL,
     SGD,
-    best_of,
+    Settings,
     dev_line,
     frame_part,
     grid,
+    image_part,
 )
-from hemstitch.train._build import Run
-from hemstitch.train._strategies import SinglePass
+from hemstitch.reproduce._tuned import (
+    Contender,
+    Make,
+    Results,
+    contender_parts,
+    mean_best,
+    tuned_row,
+    tuned_runs,
+    tuning_note,
+)
 
-Results = Mapping[str, dict[str, Any]]
 PASSES = "forward + backward passes over the training set"
 
 
 # -- objective against passes ----------------------------------------------------------------------------------------
 
-
-def _budgets(scale: Scale) -> tuple[int, ...]:
-    return choose(scale, smoke=(2,), laptop=(2, 3, 4, 5), paper=(8, 12, 16, 20))
-
-
-def convergence_parts(scale: Scale) -> dict[str, Part]:
-    """SGD with each learning rate for all epochs; natural gradient also for fewer, its schedule as short."""
-    *fewer, most = _budgets(scale)
-    base = {"train.epochs": most}
-    parts = {f"SGD, rate {lr:g}": frame_part(scale, {**SGD, **base, "update.lr": lr})
-             for lr in grid(scale, (0.5, 1.0, 2.0))}  # fmt: skip
-    parts |= {f"momentum SGD, rate {lr:g}": frame_part(scale, {**MOMENTUM, **base, "update.lr": lr})
-              for lr in grid(scale, (0.1, 0.2))}  # fmt: skip
-    parts |= {f"simple natural gradient, rate {lr:g}": frame_part(
-        scale, {**NATURAL, **base, "gradient.method": "simple", "update.lr": lr}) for lr in grid(scale, (1.0,))}
-    for epochs in (*fewer, most):
-        parts |= {f"natural gradient, {epochs} epochs, rate {lr:g}": frame_part(
-            scale, {**NATURAL, "train.epochs": epochs, "update.lr": lr}) for lr in grid(scale, (1.0, 2.0))}
-    return parts
+SHORT = 0.6
+"""Share of the passes that natural gradient is given in its short run, its schedule as short."""
+SIMPLE: Settings = {**NATURAL, "gradient.method": "simple"}
+ON_SPEECH = {
+    "SGD": Contender(settings=SGD, rates=(0.5, 1.0, 2.0, 4.0), tuned=2.0),
+    "momentum SGD": Contender(settings=MOMENTUM, rates=(0.05, 0.1, 0.2), tuned=0.1),
+    "simple natural gradient": Contender(settings=SIMPLE, rates=(1.0, 2.0, 4.0), tuned=2.0),
+    "natural gradient": Contender(settings=NATURAL, rates=(1.0, 2.0, 4.0), tuned=2.0),
+}
+ON_IMAGES = {
+    "SGD": Contender(settings=SGD, rates=(0.5, 1.0, 2.0, 4.0), tuned=2.0),
+    "momentum SGD": Contender(settings=MOMENTUM, rates=(0.02, 0.05, 0.1, 0.2), tuned=0.1),
+    "simple natural gradient": Contender(settings=SIMPLE, rates=(0.5, 1.0, 2.0), tuned=1.0),
+    "natural gradient": Contender(settings=NATURAL, rates=(0.5, 1.0, 2.0, 4.0), tuned=1.0),
+}
 
 
-def convergence(results: Results) -> Outcome:
-    """How many of tuned SGD's passes natural gradient needs to get as far."""
-    names = [name for name in results if name.startswith("natural gradient, ")]
-    budgets = sorted({int(name.split(", ")[1].split()[0]) for name in names})
-    natural = {epochs: best_of(results, f"natural gradient, {epochs} epochs")[1] for epochs in budgets}
-    most = budgets[-1]
-    rivals = {kind: best_of(results, f"{kind}, rate")[1] for kind in ("SGD", "momentum SGD", "simple natural gradient")}
-    shares = {kind: next((epochs / most for epochs in budgets if natural[epochs]["best"] <= rival["best"]), None)
-              for kind, rival in rivals.items()}  # fmt: skip
-    rows = [Row(quantity=f"dev cross-entropy of {kind} after {most} epochs", ours=r["best"])
-            for kind, r in rivals.items()]  # fmt: skip
-    rows += [Row(quantity=f"dev cross-entropy of natural gradient after {epochs} epochs", ours=r["best"])
-             for epochs, r in natural.items()]  # fmt: skip
-    rows += [Row(quantity=f"share of the passes of {kind} that natural gradient needs to get as far", ours=share)
-             for kind, share in shares.items() if share is not None]  # fmt: skip
-    seconds = natural[most]["cpu_seconds"][-1] / rivals["SGD"]["cpu_seconds"][-1]
-    rows.append(Row(quantity="CPU time of a run, natural gradient / SGD", paper="1.10 to 1.25 per step", ours=seconds))
-    ahead = natural[most]["best"] < rivals["SGD"]["best"]
-    share = shares["SGD"]
-    verdict = "reproduced" if ahead and share is not None and share < 1 else "partly" if ahead else "not reproduced"
-    said = "not within the passes of SGD" if share is None else f"in {share:.0%} of the passes of tuned SGD"
-    lines = [(kind, r) for kind, r in rivals.items()] + [("online natural gradient", natural[most])]
+def convergence_parts(scale: Scale, make: Make, methods: Mapping[str, Contender], num_seeds: int) -> dict[str, Part]:
+    """Every method for all epochs; natural gradient also for fewer."""
+    most = choose(scale, smoke=2, laptop=5, paper=20)
+    full, short = {}, {}
+    for kind, c in methods.items():
+        full[_label(kind, most)] = dataclasses.replace(c, settings={**c.settings, "train.epochs": most})
+    c, few = methods["natural gradient"], round(SHORT * most)
+    short[_label("natural gradient", few)] = dataclasses.replace(c, settings={**c.settings, "train.epochs": few})
+    return contender_parts(scale, make, full | short, num_seeds)
+
+
+def _label(kind: str, epochs: int) -> str:
+    return f"{kind}, {epochs} epochs" if kind == "natural gradient" else kind
+
+
+def convergence(results: Results, data: str) -> Outcome:
+    """Whether natural gradient with a part of tuned SGD's passes gets as far."""
+    kinds = list(dict.fromkeys(name.split(", rate ")[0] for name in results))
+    few, most = sorted(int(kind.split(", ")[1].split()[0]) for kind in kinds if kind.startswith("natural gradient, "))
+    short, full = _label("natural gradient", few), _label("natural gradient", most)
+    rows = [tuned_row(results, kind, "dev cross-entropy") for kind in kinds]
+    rivals = [kind for kind in kinds if kind not in (short, full)]
+    rows += [Row(quantity=f"dev cross-entropy of natural gradient with {few / most:.0%} of the passes, minus that of "
+                          f"{kind}", ours=mean_best(results, short) - mean_best(results, kind)) for kind in rivals]
+    runs = {kind: tuned_runs(results, kind)[1] for kind in kinds}
+    rows += [Row(quantity=f"CPU time of a run, {kind} / SGD", paper="1.10 to 1.25 per step" if kind == full else "",
+                 ours=median(r["cpu_seconds"][-1] for r in runs[kind]) / median(
+                     r["cpu_seconds"][-1] for r in runs["SGD"])) for kind in (full, "simple natural gradient")]
+    sooner, ahead = (mean_best(results, kind) <= mean_best(results, "SGD") for kind in (short, full))
+    lines = [(kind.split(", ")[0], runs[kind][0]) for kind in (*rivals, full)]
     plots = [Plot(title="Dev cross-entropy", x_label=PASSES, lines=[dev_line(k, r) for k, r in lines]),
              Plot(title="Dev cross-entropy", x_label="CPU seconds", lines=[dev_line(k, r, "cpu") for k, r in lines])]
-    return Outcome(verdict=verdict, rows=rows, plots=plots, summary=(
-        f"Frame cross-entropy on AN4, each method with its own learning rate and schedules as long as the run: online "
-        f"natural gradient gets as far as tuned SGD {said}; one seed."))  # fmt: skip
+    return Outcome(
+        verdict="reproduced" if sooner else "partly" if ahead else "not reproduced",
+        rows=rows, plots=plots, summary=(
+            f"{data}, {tuning_note(results, kinds)}, every schedule as long as its run: with {few / most:.0%} of the "
+            f"passes of SGD online natural gradient {'gets' if sooner else 'does not get'} as far, with as many it is "
+            f"{'ahead' if ahead else 'behind'}. Intervals over seeds; the curves are of seed 1."))  # fmt: skip
 
 
 # -- rank, update period ---------------------------------------------------------------------------------------------
 
 RANKS = ((5, 20), (20, 80), (40, 40), (80, 80))
-PERIODS = (1, 4, 16)
+PERIODS = (1, 16)
 
 
 def setting_parts(scale: Scale) -> dict[str, Part]:
     """Ranks at period 4, periods at ranks 20 and 80."""
-    base = {**NATURAL, "train.epochs": choose(scale, smoke=1, laptop=3, paper=10), "update.lr": 1.0}
-    parts = {f"ranks {a} and {b}": frame_part(scale, {**base, "gradient.rank_in": a, "gradient.rank_out": b})
+    base = {**NATURAL, "train.epochs": choose(scale, smoke=1, laptop=2, paper=10), "update.lr": 2.0}
+    parts = {f"ranks {a} and {b}, period 4": frame_part(scale, {**base, "gradient.rank_in": a, "gradient.rank_out": b})
              for a, b in grid(scale, RANKS)}  # fmt: skip
-    return parts | {f"period {p}": frame_part(scale, {**base, "gradient.update_period": p})
+    return parts | {f"ranks 20 and 80, period {p}": frame_part(scale, {**base, "gradient.update_period": p})
                     for p in grid(scale, PERIODS)}  # fmt: skip
 
 
@@ -213,67 +229,18 @@ def cost(results: Results) -> Outcome:
     )  # fmt: skip
 
 
-# -- peers -----------------------------------------------------------------------------------------------------------
-
-
-def _library() -> Any:
-    try:
-        import pytorch_optimizer  # the collection of optimizers that has SOAP
-    except Exception:  # built for another torch it fails in many ways
-        return None
-    return pytorch_optimizer
-
-
-def peer_parts(scale: Scale) -> dict[str, Part]:
-    """Each with its own learning rates."""
-    base = {"train.epochs": choose(scale, smoke=1, laptop=3, paper=10)}
-    parts = {f"natural gradient, rate {lr:g}": frame_part(scale, {**NATURAL, **base, "update.lr": lr})
-             for lr in grid(scale, (1.0, 2.0))}  # fmt: skip
-    parts |= {f"momentum SGD, rate {lr:g}": frame_part(scale, {**MOMENTUM, **base, "update.lr": lr})
-              for lr in grid(scale, (0.1, 0.2))}  # fmt: skip
-    adamw = {"gradient.kind": "plain", "update.kind": "adamw"}
-    parts |= {f"AdamW, rate {lr:g}": frame_part(scale, {**adamw, **base, "update.lr": lr})
-              for lr in grid(scale, (1e-3, 2e-3))}  # fmt: skip
-    library = _library()
-    if library is None:
-        return parts
-    for lr in grid(scale, (2e-3, 4e-3)):
-        change = partial(_with_optimizer, make=partial(library.SOAP, lr=lr, weight_decay=0.0))
-        parts[f"SOAP, rate {lr:g}"] = frame_part(scale, {**adamw, **base, "update.lr": lr}, change)
-    return parts
-
-
-def _with_optimizer(run: Run, make: Callable[[Any], torch.optim.Optimizer]) -> Run:
-    """The run with an optimizer of another library, which recipes do not know."""
-    optimizer = make(run.model.parameters())
-    return dataclasses.replace(run, optimizer=optimizer, strategy=SinglePass(run.strategy.gradient, optimizer))
-
-
-def peers(results: Results) -> Outcome:
-    """The best of each, per pass and in time."""
-    kinds = list(dict.fromkeys(name.split(", ")[0] for name in results))
-    best = {kind: best_of(results, kind)[1] for kind in kinds}
-    rows = [Row(quantity=f"dev cross-entropy of {kind}", ours=r["best"]) for kind, r in best.items()]
-    rows += [Row(quantity=f"CPU seconds of the run with {kind}", ours=r["cpu_seconds"][-1]) for kind, r in best.items()]
-    order = sorted(kinds, key=lambda kind: best[kind]["best"])
-    absent = ["K-FAC"] + ([] if "SOAP" in kinds else ["SOAP"])
-    lines = [dev_line(kind, r) for kind, r in best.items()]
-    timed = [dev_line(kind, r, "cpu") for kind, r in best.items()]
-    return Outcome(
-        verdict="reproduced" if order[0] == "natural gradient" else "partly",
-        summary=f"Frame cross-entropy on AN4 for a few epochs, each method at the best of its learning rates: in the "
-                f"order of dev loss {', '.join(order)}. Not had here: {', '.join(absent)}; one seed.",
-        rows=rows,
-        plots=[Plot(title="Dev cross-entropy", x_label=PASSES, lines=lines),
-               Plot(title="Dev cross-entropy", x_label="CPU seconds", lines=timed)],
-    )  # fmt: skip
-
-
 ENTRIES = [
-    Entry(name="convergence", paper=4, minutes=9, parts=convergence_parts, conclude=convergence,
+    Entry(name="convergence", paper=4, minutes=20,
+          parts=partial(convergence_parts, make=frame_part, methods=ON_SPEECH, num_seeds=2),
+          conclude=partial(convergence, data="Frame cross-entropy on AN4"),
           title="Objective against passes: SGD, simple and online natural gradient",
           paper_says="Natural gradient converges faster than SGD; the online estimate is preferred to the simple one."),
-    Entry(name="rank-and-period", paper=4, minutes=4, parts=setting_parts, conclude=settings,
+    Entry(name="convergence-images", paper=4, minutes=7,
+          parts=partial(convergence_parts, make=image_part, methods=ON_IMAGES, num_seeds=3),
+          conclude=partial(convergence, data="Fashion-MNIST, two hidden layers"),
+          title="The same on images",
+          paper_says="Made no experiments with images."),
+    Entry(name="rank-and-period", paper=4, minutes=3, parts=setting_parts, conclude=settings,
           title="Rank of the Fisher factors and how often they are updated",
           paper_says="A typical rank is 40; the factors need not be updated on every minibatch."),
     Entry(name="max-change", paper=4, minutes=3, parts=bound_parts, conclude=bounds,
@@ -282,7 +249,4 @@ ENTRIES = [
     Entry(name="cost-per-step", paper=4, minutes=2, parts=cost_parts, conclude=cost,
           title="What natural gradient costs per step",
           paper_says="10 to 25 % slower per step than SGD."),
-    Entry(name="peers", paper=4, minutes=5, parts=peer_parts, conclude=peers,
-          title="Natural gradient beside momentum, AdamW and SOAP",
-          paper_says="Made no comparison with other methods of second order."),
 ]  # fmt: skip
