@@ -9,6 +9,7 @@ from hemstitch.errors import ConfigError
 from hemstitch.train import Console, Interrupted, _loop, load_recipe, resume, train
 from hemstitch.train._build import build_run
 from hemstitch.train._checkpoint import load_checkpoint
+from hemstitch.train._experiments._runs import complete
 from hemstitch.train._lattice_criteria import pdf_phones
 from hemstitch.train._run_folder import RunFolder
 from tiny_speech import speech_recipe
@@ -160,6 +161,8 @@ batch_size = 4
     for run in runs:
         config = json.loads((run / "config.json").read_text())
         assert (tmp_path / config["start.run"]["value"]) == stages[0] and config["start.recipe"]["value"] is None
+    again = complete(load_recipe(tmp_path / "second.toml", ["--criterion.kind", "mmi"]), tmp_path / "mmi", QUIET)
+    assert again["status"] == "finished"
     train(load_recipe(tmp_path / "second.toml", ["--seed", "2"]), tmp_path / "other", QUIET)
     assert len(list((tmp_path / "runs" / "starts").iterdir())) == 2
 

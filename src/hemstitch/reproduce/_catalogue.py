@@ -8,6 +8,7 @@ from importlib import import_module
 from hemstitch.reproduce._entry import Entry
 
 MODULES: tuple[str, ...] = (
+    "_paper2_serial",
     "_comparison",
     "_paper3",
     "_paper1_backstitch",

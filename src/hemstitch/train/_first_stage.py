@@ -45,23 +45,30 @@ def stage_path(first: Recipe) -> Path:
     return STARTS / f"{first.name}-seed-{first.seed}-{digest}"
 
 
+def after_first_stage(recipe: Recipe) -> Recipe:
+    """The recipe with ``start.run`` in the place of ``start.recipe``; nothing is trained for it."""
+    if recipe.start.recipe is None or recipe.start.run is not None:
+        return recipe
+    start = dataclasses.replace(recipe.start, run=stage_path(first_stage(recipe)), recipe=None)
+    origins = recipe.origins | {"start.run": f"first stage: {recipe.start.recipe}"}
+    return dataclasses.replace(recipe, sections=recipe.sections | {"start": start}, origins=origins)
+
+
 def with_first_stage(recipe: Recipe, console: Console, train: Callable, resume: Callable) -> Recipe:  # type: ignore[type-arg]
-    """The recipe with ``start.run`` in the place of ``start.recipe``: trained, continued, or found finished.
+    """The recipe after its first stage, which is trained, continued, or found finished.
 
     Args:
         recipe: of the run.
         console: messages.
         train, resume: of :mod:`hemstitch.train`.
     """
-    if recipe.start.recipe is None or recipe.start.run is not None:
+    second = after_first_stage(recipe)
+    if second is recipe:
         return recipe
-    first = first_stage(recipe)
-    path = stage_path(first)
+    first, path = first_stage(recipe), second.start.run
     console.say(f"first stage: {first.name} in {path}")
     if (path / "config.json").exists():
         resume(path, console)
     else:
         train(first, path, console)
-    start = dataclasses.replace(recipe.start, run=path, recipe=None)
-    origins = recipe.origins | {"start.run": f"first stage: {recipe.start.recipe}"}
-    return dataclasses.replace(recipe, sections=recipe.sections | {"start": start}, origins=origins)
+    return second

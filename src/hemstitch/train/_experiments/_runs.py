@@ -13,6 +13,7 @@ from typing import Any
 from hemstitch.errors import HemstitchError, NonFiniteError, RunError
 from hemstitch.train._config import Values, override
 from hemstitch.train._console import Console
+from hemstitch.train._first_stage import after_first_stage
 from hemstitch.train._loop import Watch
 from hemstitch.train._recipe import DEFAULT_KINDS, Recipe, resolve, restore_recipe
 from hemstitch.train._run import resume, train
@@ -112,7 +113,7 @@ def _clear_stillborn(path: Path) -> None:
 
 
 def _check_same(recipe: Recipe, path: Path) -> None:
-    wanted, found = recipe.flat(), restore_recipe(RunFolder.open(path).config()).flat()
+    wanted, found = after_first_stage(recipe).flat(), restore_recipe(RunFolder.open(path).config()).flat()
     differing = [key for key in wanted | found if wanted.get(key) != found.get(key)]
     if differing:
         key = differing[0]
