@@ -11,6 +11,7 @@ MODULES: tuple[str, ...] = (
     "_paper2_serial",
     "_comparison",
     "_paper3",
+    "_paper3_autoencoder",
     "_paper1_backstitch",
     "_paper1_bias",
     "_paper1_variants",
