@@ -57,7 +57,8 @@ class Task:
 
     def data(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of pixels in [0, 1]: for training, held out, for testing."""
-        train, test = (torch.from_numpy(read_part(self.images, part)[0].copy()).flatten(1) for part in ("train", "test"))
+        pixels = {part: read_part(self.images, part)[0] for part in ("train", "test")}
+        train, test = (torch.from_numpy(each.copy()).flatten(1) for each in pixels.values())
         last = self.num_train + self.num_held_out
         parts = train[: self.num_train], train[self.num_train : last], test[: self.num_test]
         return tuple(part.float() / 255 for part in parts)  # type: ignore[return-value]
