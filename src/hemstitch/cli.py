@@ -93,6 +93,7 @@ def _add_runs(commands):  # type: ignore[no-untyped-def]
     )
     command.add_argument("run", type=Path)
     command.add_argument("--part", default="test", choices=("dev", "test"), help="which part (default: test)")
+    _add_details(command)
     command.epilog = "Settings: --decode.beam VALUE and so on."
     command = _add(commands, "score", _score, "word error rate of a transcript against a reference")
     command.add_argument("reference", type=Path, help="text file: utterance id, then the words; or a run folder")
@@ -169,7 +170,16 @@ def _add_speech(commands):  # type: ignore[no-untyped-def]
     command.add_argument("--longest", type=float, default=30.0, metavar="SECONDS",
                          help="longer recordings are searched in pieces, cut where it is quiet")  # fmt: skip
     command.add_argument("--resample", action="store_true", help="convert other sampling rates on the way")
+    _add_details(command)
     command.epilog = "Settings: --decode.beam VALUE and so on."
+
+
+def _add_details(command):  # type: ignore[no-untyped-def]
+    command.add_argument("--confidences", action="store_true", help="tell how sure each word is")
+    command.add_argument("--nbest", type=int, default=0, metavar="N", help="tell the N best word sequences")
+    command.add_argument("--lattices", type=Path, metavar="FOLDER", help="write a lattice file (SLF) per utterance")
+    command.add_argument("--lattice-beam", type=float, default=8.0, metavar="COST",
+                         help="largest cost above the best path in all of these (default: 8)")  # fmt: skip
 
 
 def _add_data(commands):  # type: ignore[no-untyped-def]
@@ -210,7 +220,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _decode(arguments: argparse.Namespace) -> int:
     from hemstitch import commands
 
-    return commands.decode(arguments.run, arguments.part, arguments.settings)
+    return commands.decode(arguments.run, arguments.part, arguments.settings, commands.Details.of(arguments))
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -290,7 +300,7 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     from hemstitch import commands
 
     return commands.transcribe(arguments.run, arguments.files, arguments.format, arguments.out, arguments.settings,
-                               arguments.longest, arguments.resample)  # fmt: skip
+                               arguments.longest, arguments.resample, commands.Details.of(arguments))  # fmt: skip
 
 
 def _data(arguments: argparse.Namespace) -> int:

@@ -244,3 +244,32 @@ def test_the_network_as_onnx_gives_the_same_scores(capsys, trained, tmp_path, fr
     assert _difference(loaded.model.eval(), session, frames or 33) < 1e-5
     about = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
     assert (about["left_context"], about["right_context"], about["subsampling"]) == ("2", "2", "1")
+
+
+def test_recognition_tells_how_sure_it_is_and_what_else_it_may_be(capsys, trained, corpus, tmp_path):
+    status, _, err = run(capsys, "decode", trained, "--nbest", 3, "--confidences", "--lattices", tmp_path / "slf")
+    assert status == 0, err
+    rows = [json.loads(line) for line in (trained / "decode" / "test.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["alternatives"][0]["text"] == row["hypothesis"]
+        assert len(row["confidences"]) == len(row["hypothesis"].split()) and min(row["confidences"]) > 0.5
+        assert [a["cost"] for a in row["alternatives"]] == sorted(a["cost"] for a in row["alternatives"])
+    assert len(list((tmp_path / "slf").glob("u%2F*.slf"))) == len(rows) == 8
+
+
+def test_transcripts_with_confidences_alternatives_and_lattices(capsys, trained, tmp_path):
+    rng = np.random.default_rng(3)
+    samples, times = speak(rng.choice(sorted(LEXICON), 12), rng)
+    soundfile.write(tmp_path / "long.wav", samples, RATE)
+    asked = ["transcribe", trained, tmp_path / "long.wav", "--longest", 2.5, "--confidences"]
+    entry = json.loads(run(capsys, *asked, "--format", "json", "--nbest", 2, "--lattices", tmp_path / "slf",
+                           "--lattice-beam", 300, "--decode.beam", 1000)[1])
+    assert entry["text"].split() == [w for w, _, _ in times] == [w[0] for w in entry["words"]]
+    assert all(0.5 < w[3] <= 1 for w in entry["words"])
+    assert len(entry["alternatives"]) == len(list((tmp_path / "slf").glob("long-*.slf"))) > 1
+    assert all(len(piece["alternatives"]) == 2 for piece in entry["alternatives"])
+    ctm = [line.split() for line in run(capsys, *asked, "--format", "ctm")[1].splitlines()]
+    assert [float(line[5]) for line in ctm] == [pytest.approx(w[3]) for w in entry["words"]]
+    assert "take json, or ctm" in run(capsys, *asked)[2]
+    assert "take json" in run(capsys, *asked, "--format", "ctm", "--nbest", 2)[2]
+    assert "--nbest must be 1 or more" in run(capsys, "decode", trained, "--nbest", -1)[2]

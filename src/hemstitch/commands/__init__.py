@@ -1,6 +1,7 @@
 """What the subcommands do: they print for people, and call the library."""
 
 from hemstitch.commands._data import check_corpus, import_corpus
+from hemstitch.commands._details import Details
 from hemstitch.commands._doctor import doctor
 from hemstitch.commands._download import download
 from hemstitch.commands._experiments import run_cross_validation, run_sweep
@@ -11,6 +12,7 @@ from hemstitch.commands._speech import align, export_loglikelihoods, export_onnx
 from hemstitch.commands._transcribe import Transcriber, Transcript, transcribe
 
 __all__ = [
+    "Details",
     "Transcriber",
     "Transcript",
     "align",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hemstitch.commands._details import NOTHING, Details, add_details
 from hemstitch.errors import DataError, RunError
 from hemstitch.report import write_report
 from hemstitch.train import Console, Interrupted, load_trained
@@ -66,7 +67,7 @@ def headline(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def decode(path: Path, part: str, settings: Sequence[str]) -> int:
+def decode(path: Path, part: str, settings: Sequence[str], details: Details = NOTHING) -> int:
     """Recognise a part with the best network of a run."""
     overrides = read_overrides(settings)
     foreign = [key for key in overrides if not key.startswith(("decode.", "train.device", "train.threads"))]
@@ -75,8 +76,11 @@ def decode(path: Path, part: str, settings: Sequence[str]) -> int:
     run, folder = load_trained(path, Console(), {key: value for key, (value, _) in overrides.items()})
     if not hasattr(run.task, "decode"):
         raise RunError(f"{path} is not a speech run: there is nothing to decode.")
-    for line in headline(run.task.decode(run.model, folder, (part,), run.console)):
+    result = run.task.decode(run.model, folder, (part,), run.console)
+    for line in headline(result):
         print(line)
+    if details.wanted:
+        add_details(run, folder, part, result["decode"], details)
     print(f"words of each utterance: {folder.path / 'decode' / (part + '.jsonl')}")
     return 0
 

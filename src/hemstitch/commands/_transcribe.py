@@ -8,19 +8,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from hemstitch.commands._details import NOTHING, Details, search_options
 from hemstitch.commands._speech import load_speech_run
 from hemstitch.errors import DataError, HemstitchError, RunError
 from hemstitch.sampling import FrameWindows
 from hemstitch.speech import (
     Corpus,
-    DecodeOptions,
     Interval,
-    Segment,
+    LatticeDecoder,
     Utterance,
     decode,
     in_seconds,
@@ -49,11 +49,13 @@ class Transcript:
         file: the recording.
         words: with their times.
         seconds: its length.
+        alternatives: where asked for, of each piece: first and last second, and its best sentences with their costs.
     """
 
     file: Path
     words: tuple[Interval, ...]
     seconds: float
+    alternatives: tuple[dict[str, Any], ...] = ()
 
     @property
     def text(self) -> str:
@@ -62,9 +64,20 @@ class Transcript:
 
     def to_json(self) -> str:
         """One line with everything."""
-        words = [[word.label, word.start, word.end] for word in self.words]
-        return json.dumps({"file": str(self.file), "seconds": round(self.seconds, 3), "text": self.text,
-                           "words": words}, ensure_ascii=False)
+        words = [[word.label, word.start, word.end] + ([] if word.confidence is None else [round(word.confidence, 4)])
+                 for word in self.words]
+        entry = {"file": str(self.file), "seconds": round(self.seconds, 3), "text": self.text, "words": words}
+        return json.dumps(entry | ({"alternatives": self.alternatives} if self.alternatives else {}),
+                          ensure_ascii=False)
+
+
+class SureSegment(NamedTuple):
+    """A word in frames, and how sure it is."""
+
+    label: str
+    start: int
+    end: int
+    confidence: float | None
 
 
 class Transcriber:
@@ -77,12 +90,14 @@ class Transcriber:
         settings: ``--decode.NAME VALUE`` pairs; scales that are not among them are those that were chosen on dev.
         longest: seconds that are searched at once.
         convert: convert recordings of another sampling rate instead of refusing them.
+        details: what is wanted besides words. Lattices and other sentences are those of each piece with its margins.
 
     Raises:
         RunError: no speech run, no audio to compute its features from, or no scales.
     """
 
-    def __init__(self, path: Path, settings: Sequence[str] = (), longest: float = LONGEST, convert: bool = False):
+    def __init__(self, path: Path, settings: Sequence[str] = (), longest: float = LONGEST, convert: bool = False,
+                 details: Details = NOTHING):
         overrides = {key: value for key, (value, _) in read_overrides(settings).items()}
         if foreign := [k for k in overrides if not k.startswith(("decode.", "train.device", "train.threads"))]:
             raise RunError(f"transcribe takes only --decode.* settings, got --{foreign[0]}: the rest is fixed by the "
@@ -90,7 +105,7 @@ class Transcriber:
         scales = {f"decode.{name}" for name in Search.SETTINGS}
         overrides = {k: [v] if k in scales and not isinstance(v, list) else v for k, v in overrides.items()}
         self.run, folder = load_speech_run(path, overrides)
-        self.longest, self.convert = longest, convert
+        self.longest, self.convert, self.details = longest, convert, details
         task = self.run.task
         self.rate = task.corpus.sampling_rate
         if self.rate is None:
@@ -99,10 +114,9 @@ class Transcriber:
         if longest <= 2 * MARGIN:
             raise RunError(f"pieces must be longer than {2 * MARGIN:g} s, got {longest:g}")
         self.graph = task.decoding_graph()
-        options = task.recipe.decode
         prior_scale, acoustic_scale, word_penalty = _scales(task, folder, overrides)
-        self.search = DecodeOptions(beam=options.beam, max_active=options.max_active, acoustic_scale=acoustic_scale,
-                                    word_penalty=word_penalty)
+        self.search = search_options(task.recipe, acoustic_scale, word_penalty)
+        self.lattices = LatticeDecoder(self.graph, self.search, details.lattice_beam) if details.wanted else None
         self.offset = prior_scale * task.log_priors()
 
     def __call__(self, file: Path) -> Transcript:
@@ -115,13 +129,20 @@ class Transcriber:
         shift = self.run.task.frame_shift
         edges = cut_frames(level(samples, self.rate, shift, len(features)), round(self.longest / shift))
         margin = round(MARGIN / shift)
-        spans = itertools.pairwise(edges)
-        pieces = [self._words(features, max(0, first - margin), end + margin) for first, end in spans]
-        words = in_seconds(join_pieces(pieces, edges[1:-1], margin), shift)
-        return Transcript(Path(file), words, len(samples) / self.rate)
+        pieces, told = [], []
+        for number, (first, end) in enumerate(itertools.pairwise(edges), start=1):
+            name = Path(file).stem if len(edges) == 2 else f"{Path(file).stem}-{number}"
+            words, entries = self._piece(features, max(0, first - margin), end + margin, name)
+            pieces.append(words)
+            told += [{"start": round(first * shift, 3), "end": round(end * shift, 3), **entries}] if entries else []
+        joined = join_pieces(pieces, edges[1:-1], margin)
+        timed = in_seconds(joined, shift)
+        words = tuple(t._replace(confidence=w.confidence) for t, w in zip(timed, joined))
+        return Transcript(Path(file), words, len(samples) / self.rate, tuple(told))
 
-    def _words(self, features: np.ndarray, first: int, end: int) -> list[Segment]:
-        """The words of a piece, in frames of the recording."""
+    def _piece(self, features: np.ndarray, first: int, end: int, name: str
+               ) -> tuple[list[SureSegment], dict[str, Any]]:
+        """The words of a piece, in frames of the recording, and other sentences if they are wanted."""
         task, model = self.run.task, self.run.model
         frames = features[first:end]
         offsets = np.array([0, len(frames)])
@@ -129,8 +150,18 @@ class Transcriber:
         part.windows = FrameWindows(frames, offsets, model.left_context, model.right_context).to(task.device)
         scores, _ = task.scores(model, part)
         rows = getattr(model, "subsampling", 1)
-        found = decode(scores - self.offset, self.graph, self.search).words
-        return [Segment(w.label, first + w.start * rows, min(first + w.end * rows, len(features))) for w in found]
+        loglikes, shift, entries = scores - self.offset, task.frame_shift, {}
+        if self.lattices is None:
+            best = decode(loglikes, self.graph, self.search)
+            sure: Sequence[float | None] = [None] * len(best.words)
+        else:
+            found = self.lattices(loglikes)
+            best, sure, entries = found.best, found.confidences, self.details.entries(found)
+            entries.pop("confidences", None)
+            self.details.write_lattice(found, name, shift * rows, first * shift)
+        words = [SureSegment(w.label, first + w.start * rows, min(first + w.end * rows, len(features)), c)
+                 for w, c in zip(best.words, sure)]
+        return words, entries
 
     def _features(self, file: Path) -> tuple[np.ndarray, np.ndarray]:
         """Samples at the rate of the training data, and features (frame, feature)."""
@@ -154,11 +185,16 @@ class Transcriber:
 
 
 def transcribe(path: Path, files: Sequence[Path], form: str, out: Path | None, settings: Sequence[str], longest: float,
-               convert: bool) -> int:
+               convert: bool, details: Details = NOTHING) -> int:
     """Recognise recordings; one that cannot be read is named, and the others are done all the same."""
     if form == "textgrid" and out is None:
         raise RunError("--format textgrid writes a file for each recording: add --out FOLDER.")
-    transcriber, done, failures = Transcriber(path, settings, longest, convert), [], []
+    if form in ("text", "textgrid") and (details.confidences or details.nbest):
+        raise RunError(f"--format {form} has no place for confidences or other sentences: take json"
+                       + (", or ctm for confidences." if not details.nbest else "."))
+    if form == "ctm" and details.nbest:
+        raise RunError("--format ctm has no place for other sentences: take json.")
+    transcriber, done, failures = Transcriber(path, settings, longest, convert, details), [], []
     for file in files:
         try:
             transcript = transcriber(file)
@@ -190,7 +226,7 @@ def _write(done: Sequence[Transcript], form: str, out: Path) -> None:
 
 def _ctm(transcript: Transcript) -> str:
     return "\n".join(f"{transcript.file.stem} 1 {w.start:.2f} {w.end - w.start:.2f} {w.label}"
-                     for w in transcript.words)
+                     + ("" if w.confidence is None else f" {w.confidence:.4f}") for w in transcript.words)
 
 
 def _utterance(file: Path) -> Utterance:

@@ -26,6 +26,7 @@ from hemstitch.graphs._numerator_graph import (
 from hemstitch.graphs._phone_graphs import denominator_graph, expand_phones, minimise
 from hemstitch.graphs._phone_lm import estimate_phone_lm
 from hemstitch.graphs._viterbi import NoPathError, Path, shortest_length, viterbi
+from hemstitch.graphs._word_lattice import WordLattice, word_lattice
 
 __all__ = [
     "Graph",
@@ -36,6 +37,7 @@ __all__ = [
     "Path",
     "Posteriors",
     "Sentence",
+    "WordLattice",
     "add_numerator_occupancies",
     "alignment_graph",
     "arc_weights",
@@ -60,4 +62,5 @@ __all__ = [
     "slice_frames",
     "trimmed",
     "viterbi",
+    "word_lattice",
 ]

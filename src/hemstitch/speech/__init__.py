@@ -48,6 +48,7 @@ from hemstitch.speech._importers import (
     import_yesno,
 )
 from hemstitch.speech._language_model import LanguageModel, NGram
+from hemstitch.speech._lattice_decode import Alternative, LatticeDecoder, Recognised, write_slf
 from hemstitch.speech._lexicon import Lexicon, Pronunciation
 from hemstitch.speech._manifest import Utterance
 from hemstitch.speech._ngram import Perplexity, estimate_ngrams, perplexity
@@ -67,6 +68,7 @@ __all__ = [
     "IMPORTERS",
     "RESOURCES",
     "Alignment",
+    "Alternative",
     "AugmentOptions",
     "BrokenUtterance",
     "Corpus",
@@ -80,10 +82,12 @@ __all__ = [
     "Hypothesis",
     "Interval",
     "LanguageModel",
+    "LatticeDecoder",
     "Lexicon",
     "NGram",
     "Perplexity",
     "Pronunciation",
+    "Recognised",
     "Resource",
     "Root",
     "Segment",
@@ -145,5 +149,6 @@ __all__ = [
     "word_error_rate",
     "write_ctm",
     "write_kaldi_alignment",
+    "write_slf",
     "write_textgrid",
 ]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hemstitch.errors import DataError
-from hemstitch.graphs import beam_search
+from hemstitch.graphs import Graph, Path, beam_search
 from hemstitch.speech._align import Alignment, Segment, segments
 from hemstitch.speech._compile import DecodingGraph
 
@@ -78,11 +78,21 @@ def decode(loglikes: np.ndarray | Tensor, graph: DecodingGraph, options: DecodeO
         MisuseError: an option is out of range.
     """
     options = options or DecodeOptions()
-    searched = graph.graph
-    if options.word_penalty:
-        assert searched.label is not None  # decoding graphs have labels
-        searched = replace(searched, cost=searched.cost + options.word_penalty * (searched.label > 0))
+    searched = penalised(graph.graph, options.word_penalty)
     path = beam_search(searched, loglikes, options.beam, options.max_active, options.acoustic_scale)
+    return hypothesis(path, graph)
+
+
+def penalised(graph: Graph, word_penalty: float) -> Graph:
+    """The graph with a cost on every word."""
+    if not word_penalty:
+        return graph
+    assert graph.label is not None  # decoding graphs have labels
+    return replace(graph, cost=graph.cost + word_penalty * (graph.label > 0))
+
+
+def hypothesis(path: Path, graph: DecodingGraph) -> Hypothesis:
+    """Words and phones of a path through a decoding graph."""
     phones, words = segments(path, graph.phones, graph.words)
     return Hypothesis(words=words, phones=phones, cost=path.cost, reached_final=path.reached_final)
 
