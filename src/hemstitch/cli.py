@@ -188,6 +188,14 @@ def _add_data(commands):  # type: ignore[no-untyped-def]
     command.add_argument("folder", type=Path, help="the corpus folder")
     command.add_argument("--source", type=Path, help="what the importer reads")
     command.epilog = "Options of the importer: --name VALUE."
+    command = _add(commands, "lm", _lm, "estimate an n-gram language model for a corpus")
+    command.add_argument("folder", type=Path, help="the corpus folder; the ARPA file is written into it")
+    command.add_argument("--order", type=int, default=3, metavar="N", help="length of the n-grams (default: 3)")
+    command.add_argument("--method", choices=("kneser-ney", "witten-bell"), default="kneser-ney",
+                         help="smoothing: kneser-ney for running text (default), witten-bell for few data")  # fmt: skip
+    command.add_argument("--split", default="train", help="part whose transcripts are counted (default: train)")
+    command.add_argument("--text", type=Path, metavar="FILE", help="count these sentences, one a line, instead")
+    command.add_argument("--out", metavar="NAME", help="name of the file (default: N-gram.arpa)")
     command = _add(commands, "download", _download, "fetch public data, verified; without a name, list what there is")
     command.add_argument("name", nargs="?")
     command.add_argument("folder", type=Path, nargs="?", default=Path("data"), help="default: data")
@@ -311,6 +319,13 @@ def _data(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"`data check` takes no options, got {' '.join(arguments.settings)}")
         return commands.check_corpus(arguments.folder)
     return commands.import_corpus(arguments.importer, arguments.source, arguments.folder, arguments.settings)
+
+
+def _lm(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    return commands.estimate_language_model(arguments.folder, arguments.order, arguments.method, arguments.split,
+                                            arguments.text, arguments.out)  # fmt: skip
 
 
 def _download(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from hemstitch.commands._details import Details
 from hemstitch.commands._doctor import doctor
 from hemstitch.commands._download import download
 from hemstitch.commands._experiments import run_cross_validation, run_sweep
+from hemstitch.commands._lm import estimate_language_model
 from hemstitch.commands._reproduce import list_entries, reproduce, write_combinations, write_markdown
 from hemstitch.commands._run import decode, resume, score, train
 from hemstitch.commands._show import print_config, show_dry_run, show_lists, show_settings
@@ -20,6 +21,7 @@ __all__ = [
     "decode",
     "doctor",
     "download",
+    "estimate_language_model",
     "export_loglikelihoods",
     "export_onnx",
     "import_corpus",

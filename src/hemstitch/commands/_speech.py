@@ -17,7 +17,7 @@ from hemstitch.speech import align as align_utterance
 from hemstitch.speech._files import new_file
 from hemstitch.train import Console, load_trained
 from hemstitch.train._run_folder import RunFolder
-from hemstitch.train._speech_data import Part, in_threads
+from hemstitch.train._speech_data import Part, in_threads, words_of
 
 TOLERANCE = 1e-3
 """Largest difference between the outputs of the network and of its ONNX form, of the outputs' root mean square."""
@@ -66,7 +66,7 @@ def align_part(run: Any, name: str) -> tuple[dict[str, Alignment], dict[str, str
     loglikes = scores - task.log_priors()
 
     def one(index: int) -> Alignment | str:
-        words = part.utterances[index].text.split()
+        words = words_of(part.utterances[index], task.lexicon)
         try:
             graph = part.graphs[index] if part.graphs else task.training_graph(words)
             rows = loglikes[offsets[index] : offsets[index + 1]]

@@ -47,11 +47,13 @@ class CtcTask(SpeechTask):
     ) -> None:
         if recipe.hmm.context != "none":
             raise ConfigError("criterion.kind = 'ctc' has no alignment to grow trees on: set hmm.context = 'none'")
+        if recipe.hmm.probabilities != "given":
+            raise ConfigError("criterion.kind = 'ctc' has no alignment to count in: set hmm.probabilities = 'given'")
         super().__init__(recipe, device, console)
         self.objective = Ctc(BLANK)
         for name in ("train", "dev"):
-            self.parts[name].graphs = [self.training_graph(u.text.split()) for u in self.parts[name].utterances]
-        self.labels = {name: [self.label_sequence(u.text.split()) for u in self.parts[name].utterances]
+            self.parts[name].graphs = [self.training_graph(words) for words in self.transcripts(name)]
+        self.labels = {name: [self.label_sequence(words) for words in self.transcripts(name)]
                        for name in ("train", "dev")}  # fmt: skip
 
     def first_topology(self) -> Topology:

@@ -46,6 +46,7 @@ class FrameTask(SpeechTask):
 
     def restore(self, kept: Mapping[str, Any]) -> None:
         """Take over what :meth:`kept` gave."""
+        self.restore_probabilities(kept)
         if "topology" in kept:
             self.use_topology(TiedTopology.from_dict(kept["topology"]))
 
@@ -60,15 +61,18 @@ class FrameTask(SpeechTask):
         """From the equal alignment to that of one Gaussian per state, the states tied if the recipe says so."""
         hmm, untied = self.recipe.hmm, self.topology
         alignments = gaussian_rounds(self.parts, self.lexicon, untied, hmm.flat_start)
+        if alignments and not self.restore_probabilities(kept):
+            self.estimate_probabilities(alignments["train"])
         if hmm.context != "none":
-            found = tied_topology(self.parts["train"], alignments["train"], untied, hmm) if not kept else None
-            self.use_topology(found or TiedTopology.from_dict(kept["topology"]))
+            self.use_topology(TiedTopology.from_dict(kept["topology"]) if "topology" in kept else
+                              tied_topology(self.parts["train"], alignments["train"], untied, hmm))  # fmt: skip
             convert_targets(self.parts, alignments, untied, self.topology)
             gaussian_rounds(self.parts, self.lexicon, self.topology, hmm.tied_rounds)
 
     def kept(self) -> dict[str, Any]:
         """What a run folder keeps of the preparations, so that they need not be repeated; see ``__init__``."""
-        return {"topology": self.topology.to_dict()} if isinstance(self.topology, TiedTopology) else {}
+        tied = {"topology": self.topology.to_dict()} if isinstance(self.topology, TiedTopology) else {}
+        return tied | self.kept_probabilities()
 
     def source(self, batch_size: int, seed: int) -> BatchSource[Batch]:
         """Frame-shuffled minibatches of the training part."""

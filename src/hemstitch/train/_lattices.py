@@ -26,7 +26,7 @@ from hemstitch.criteria import (
 from hemstitch.errors import ConfigError, DataError, NonFiniteError
 from hemstitch.graphs import nbest
 from hemstitch.sampling import BatchSource, EqualLengthEpochs
-from hemstitch.speech import DecodingGraph, align, decoding_graph, estimate_ngrams
+from hemstitch.speech import DecodingGraph, align, decoding_graph
 from hemstitch.train import _options as o
 from hemstitch.train._console import Console
 from hemstitch.train._frames import FrameTask
@@ -83,10 +83,9 @@ class LatticeTask(FrameTask):
         self.realigned = False
 
     def make_weak_graph(self) -> DecodingGraph:
-        """The graph of an n-gram of the training transcripts in which every word of the lexicon is possible."""
-        sentences = [u.text.split() for u in self.parts["train"].utterances]
-        model = estimate_ngrams(sentences, self.options.lm_order, method="witten-bell", words=self.lexicon.words)
-        return decoding_graph(self.lexicon, self.topology, model, self.recipe.hmm.silence_probability)
+        """The graph of the criterion's own language model: in an n-gram of the transcripts all words are possible."""
+        name = self.options.language_model or f"{self.options.lm_order}-gram"
+        return decoding_graph(self.lexicon, self.topology, self.language_model(name), self.silence_probability)
 
     def bind(self, model: nn.Module) -> None:
         """Lay the frames out with the context that the model wants."""

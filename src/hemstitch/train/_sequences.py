@@ -82,7 +82,7 @@ class LatticeFreeTask(SpeechTask):
             self.restore(kept)
         sequences = ([a.phones for a in self.phones["train"]] if self.phones else
                      drawn_phones(self.transcripts("train"), self.lexicon, self.topology,
-                                  recipe.hmm.silence_probability))  # fmt: skip
+                                  self.silence_probability))  # fmt: skip
         phone_lm = estimate_phone_lm(sequences, options.lm_order, num_extra_states=options.num_extra_states)
         self.denominator = denominator_graph(phone_lm, phone_pdfs(self.topology))
         self.objective = LatticeFreeMMI(
@@ -106,6 +106,7 @@ class LatticeFreeTask(SpeechTask):
         """Align, tie states if the recipe says so, and go on with the chain topology."""
         hmm, chain = self.recipe.hmm, make_topology(self.recipe.hmm, self.lexicon)
         alignments, source = self.align(console)
+        self.estimate_probabilities(alignments["train"])
         self.phones = {name: [PhoneAlignment.of(a, chain) for a in found] for name, found in alignments.items()}
         if hmm.context != "none":
             converted = [convert_alignment(a, source, chain) for a in alignments["train"]]
@@ -125,7 +126,7 @@ class LatticeFreeTask(SpeechTask):
         """What a run folder keeps of the preparations."""
         tied = {"topology": self.topology.to_dict()} if isinstance(self.topology, TiedTopology) else {}
         phones = {u.id: a for name, found in self.phones.items() for u, a in zip(self.parts[name].utterances, found)}
-        return {**tied, "alignments": phones} if phones else {}
+        return {**tied, **self.kept_probabilities(), "alignments": phones} if phones else {}
 
     def restore(self, kept: Mapping[str, Any]) -> None:
         """Go on with what :meth:`kept` returned.
@@ -133,6 +134,7 @@ class LatticeFreeTask(SpeechTask):
         Raises:
             ConfigError: the corpus has utterances that it lacks.
         """
+        self.restore_probabilities(kept)
         alignments = kept.get("alignments", {})
         for name in SUPERVISED:
             utterances = self.parts[name].utterances
@@ -142,10 +144,6 @@ class LatticeFreeTask(SpeechTask):
             self.phones[name] = [PhoneAlignment(*alignments[u.id]) for u in utterances]
         chain = make_topology(self.recipe.hmm, self.lexicon)
         self.use_topology(TiedTopology.from_dict(kept["topology"]) if "topology" in kept else chain)
-
-    def transcripts(self, name: str) -> list[list[str]]:
-        """The words of each utterance of a part."""
-        return [u.text.split() for u in self.parts[name].utterances]
 
     def bind(self, model: nn.Module) -> None:
         """Lay the frames out with the context that the model wants, and cut the items."""
@@ -180,7 +178,7 @@ class LatticeFreeTask(SpeechTask):
         if options.numerator == "alignments":
             pdfs = phone_pdfs(self.topology)
             return aligned_numerators(self.phones[name], pdfs, options.tolerance, self.subsampling, normalisation)
-        silence = self.recipe.hmm.silence_probability
+        silence = self.silence_probability
         return end_to_end_numerators(self.transcripts(name), self.lexicon, self.topology, silence, normalisation)
 
     def unreachable(self, name: str) -> tuple[str, str] | None:
@@ -296,6 +294,10 @@ def _check(recipe: Recipe) -> None:
     if hmm.topology != "chain":
         raise ConfigError("criterion.kind = 'lattice-free-mmi' needs hmm.topology = 'chain': the network's outputs "
                           "are then scores of a phone's first and further frames")  # fmt: skip
+    aligns = options.numerator == "alignments" or hmm.context != "none"
+    if hmm.probabilities != "given" and not aligns:
+        raise ConfigError("criterion.numerator = 'end-to-end' has no alignment to count in: set hmm.probabilities = "
+                          "'given', or criterion.numerator = 'alignments'")  # fmt: skip
     if hmm.context == "both":
         raise ConfigError("criterion.kind = 'lattice-free-mmi': in its denominator a pdf may depend on the phone to "
                           "the left only: set hmm.context = 'left' or 'none'")  # fmt: skip

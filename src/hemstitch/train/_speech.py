@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from hemstitch.graphs import Graph
 from hemstitch.sampling import FrameWindows
 from hemstitch.speech import (
+    Alignment,
     Corpus,
     DecodeOptions,
     DecodingGraph,
@@ -28,16 +30,21 @@ from hemstitch.speech import (
     WordErrorRate,
     decode,
     decoding_graph,
+    estimate_pronunciations,
+    estimate_silence_probability,
     position_dependent,
     training_graph,
+    with_garbage,
     word_error_rate,
 )
+from hemstitch.speech._unknown_words import UNKNOWN
 from hemstitch.train._console import Console
 from hemstitch.train._corpora import open_corpus
+from hemstitch.train._language_models import language_model
 from hemstitch.train._options import Decoding, Hmm, SpeechData
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._run_folder import RunFolder
-from hemstitch.train._speech_data import Part, in_threads, recognised_part, supervised_part
+from hemstitch.train._speech_data import Part, in_threads, recognised_part, supervised_part, words_of
 from hemstitch.train._speech_inputs import Inputs, with_copies
 
 
@@ -58,19 +65,21 @@ class SpeechTask:
         self.recipe, self.device = recipe, device
         self.corpus = with_copies(self.select_parts(open_corpus(data, console)), recipe, console)
         lexicon = Lexicon.read(self.corpus.lexicon, self.corpus.silence)
+        lexicon = with_garbage(lexicon) if data.unknown_words == "garbage" else lexicon
         self.lexicon = position_dependent(lexicon) if recipe.hmm.position_dependent else lexicon
+        self.silence_probability: float = recipe.hmm.silence_probability
         self.topology = self.first_topology()
         self.inputs = Inputs(recipe)
         features = self.inputs.fit(self.corpus)
         self.frame_shift = features.frame_shift
-        broken = [*self.corpus.broken, *features.broken]
+        notices = [str(entry) for entry in (*self.corpus.broken, *features.broken)]
         self.parts: dict[str, Part] = {"test": recognised_part(self.corpus.select(data.test), features)}
         for name, split in (("train", data.train), ("dev", data.dev)):
-            self.parts[name], unusable = supervised_part(
-                self.corpus.select(split), features, self.lexicon, self.topology, recipe.hmm, data.tolerance
+            self.parts[name], left_out = supervised_part(
+                self.corpus.select(split), features, self.lexicon, self.topology, recipe.hmm, data
             )
-            broken += unusable
-        self.notices = [("skipped", str(entry)) for entry in broken]
+            notices += left_out
+        self.notices = [("skipped", notice) for notice in notices]
         self.num_inputs, self.num_outputs = features.dim, self.topology.num_pdfs
 
     def select_parts(self, corpus: Corpus) -> Corpus:
@@ -86,13 +95,43 @@ class SpeechTask:
 
     def training_graph(self, words: Sequence[str]) -> Graph:
         """All ways to say a transcript."""
-        return training_graph(words, self.lexicon, self.topology, self.recipe.hmm.silence_probability)
+        return training_graph(words, self.lexicon, self.topology, self.silence_probability)
+
+    def transcripts(self, name: str) -> list[list[str]]:
+        """The words of each utterance of a part, as they are trained on."""
+        return [words_of(u, self.lexicon) for u in self.parts[name].utterances]
 
     def use_topology(self, topology: Topology) -> None:
         """Go on with other hidden Markov models: their pdfs are the outputs of the network."""
         self.topology, self.num_outputs = topology, topology.num_pdfs
         for part in (self.parts["train"], self.parts["dev"]):
-            part.graphs = [self.training_graph(u.text.split()) for u in part.utterances]
+            part.graphs = [self.training_graph(words_of(u, self.lexicon)) for u in part.utterances]
+
+    def estimate_probabilities(self, alignments: Sequence[Alignment]) -> None:
+        """Go on with probabilities of pronunciations and silence as counted in training alignments, if asked to."""
+        if self.recipe.hmm.probabilities == "estimated":
+            self.lexicon = estimate_pronunciations(self.lexicon, alignments)
+            self.silence_probability = estimate_silence_probability(alignments, self.lexicon.silence)
+            self.use_topology(self.topology)
+
+    def kept_probabilities(self) -> dict[str, Any]:
+        """What was estimated, for the run folder."""
+        if self.recipe.hmm.probabilities == "given":
+            return {}
+        entries = {w: [p.probability for p in entry] for w, entry in self.lexicon.entries.items() if len(entry) > 1}
+        return {"pronunciations": entries, "silence_probability": self.silence_probability}
+
+    def restore_probabilities(self, kept: Mapping[str, Any]) -> bool:
+        """Take over what :meth:`kept_probabilities` gave; whether there was anything."""
+        if "silence_probability" not in kept:
+            return False
+        entries = dict(self.lexicon.entries)
+        for word, values in kept["pronunciations"].items():
+            entries[word] = tuple(replace(p, probability=v) for p, v in zip(entries[word], values, strict=True))
+        self.lexicon = replace(self.lexicon, entries=entries)
+        self.silence_probability = kept["silence_probability"]
+        self.use_topology(self.topology)
+        return True
 
     @property
     def units(self) -> str:
@@ -141,12 +180,17 @@ class SpeechTask:
 
     def decoding_graph(self) -> DecodingGraph:
         """The graph of all sentences that the recipe's language model allows."""
-        language_model = LanguageModel.read(self.corpus.language_model(self.recipe.decode.language_model))
-        return self.graph_of(language_model)
+        return self.graph_of(self.language_model(self.recipe.decode.language_model))
+
+    def language_model(self, name: str) -> LanguageModel:
+        """A language model of the corpus, or of the training transcripts."""
+        originals = [u for u in self.parts["train"].utterances if "copy_of" not in u.info]
+        words = [word for word in self.lexicon.words if word != UNKNOWN]
+        return language_model(name, self.corpus, [words_of(u, self.lexicon) for u in originals], words)
 
     def graph_of(self, language_model: LanguageModel) -> DecodingGraph:
         """The graph of all sentences that a language model allows."""
-        return decoding_graph(self.lexicon, self.topology, language_model, self.recipe.hmm.silence_probability)
+        return decoding_graph(self.lexicon, self.topology, language_model, self.silence_probability)
 
     def score(self, name: str, words: dict[str, str], replications: int = 10_000) -> WordErrorRate:
         """Errors against the transcripts; the confidence interval resamples speakers where there are several."""

@@ -23,10 +23,12 @@ from hemstitch.speech import (
     Utterance,
     align,
     equal_alignment,
+    resolve_unknown,
     training_graph,
 )
 from hemstitch.speech._broken import enforce_tolerance
-from hemstitch.train._options import Hmm
+from hemstitch.speech._unknown_words import UNKNOWN
+from hemstitch.train._options import Hmm, SpeechData
 
 
 @dataclass
@@ -62,21 +64,25 @@ def recognised_part(corpus: Corpus, features: FeatureSet) -> Part:
 
 
 def supervised_part(
-    corpus: Corpus, features: FeatureSet, lexicon: Lexicon, topology: Topology, hmm: Hmm, tolerance: float
-) -> tuple[Part, list[BrokenUtterance]]:
-    """A part with training graphs and the equal alignment of the flat start.
+    corpus: Corpus, features: FeatureSet, lexicon: Lexicon, topology: Topology, hmm: Hmm, data: SpeechData
+) -> tuple[Part, list[str]]:
+    """A part with training graphs and the equal alignment of the flat start, and notices of what was left out.
 
-    An utterance with a word outside the lexicon, or with fewer frames than its transcript has states, is broken.
+    An utterance with a word outside the lexicon, where that is not allowed, or with fewer frames than its transcript
+    has states, is broken.
 
     Raises:
-        DataError: more are broken than accepted; lists the first few with file and line.
+        DataError: more are broken than accepted; lists the first few with file and line. Or nothing is left.
     """
-    usable, graphs, targets, broken = [], [], [], []
+    usable, graphs, targets, broken, skipped = [], [], [], [], []
     for utterance in corpus:
         if utterance.id not in features.position:
             continue
-        words = utterance.text.split()
         try:
+            words = resolve_unknown(utterance.text.split(), lexicon, data.unknown_words)
+            if words is None:
+                skipped.append(utterance.id)
+                continue
             alignment = equal_alignment(words, len(features[utterance.id]), lexicon, topology)
             graph = training_graph(words, lexicon, topology, hmm.silence_probability)
         except DataError as error:
@@ -85,9 +91,20 @@ def supervised_part(
         usable.append(utterance)
         graphs.append(graph)
         targets.append(alignment.pdfs)
-    enforce_tolerance(broken, len(usable) + len(broken), tolerance)
+    enforce_tolerance(broken, len(usable) + len(broken), data.tolerance)
+    if not usable:
+        raise DataError(f"corpus {corpus.name}, {' and '.join(corpus.splits)}: no utterance is left to train on")
+    notices = [str(entry) for entry in broken]
+    if skipped:
+        notices.append(f"{len(skipped)} utterances with words outside the lexicon, such as {skipped[0]}, are left out")
     frames, offsets = _gather(usable, features)
-    return Part(usable, frames, offsets, graphs, torch.from_numpy(np.concatenate(targets))), broken
+    return Part(usable, frames, offsets, graphs, torch.from_numpy(np.concatenate(targets))), notices
+
+
+def words_of(utterance: Utterance, lexicon: Lexicon) -> list[str]:
+    """The transcript, "<unk>" for words that are not in a lexicon which has it."""
+    words = utterance.text.split()
+    return [word if word in lexicon else UNKNOWN for word in words] if UNKNOWN in lexicon else words
 
 
 def best_alignments(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hemstitch.train._options._checks import require, require_fold
 
@@ -24,6 +25,8 @@ class SpeechData:
         fold: 0: the parts as they are; k: all parts pooled and cut anew by speaker, the k-th fold is the test part.
         folds: how many folds there are then.
         fold_seed: deals the speakers out to the folds.
+        unknown_words: training and dev utterances with words outside the lexicon: an error, left out, or such words are
+            trained as "<unk>", said as a garbage phone SPN of their own.
         tolerance: share of broken utterances accepted and left out; beyond it the run stops with a list of them.
     """
 
@@ -39,6 +42,7 @@ class SpeechData:
     fold: int = 0
     folds: int = 5
     fold_seed: int = 0
+    unknown_words: Literal["error", "skip", "garbage"] = "error"
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:

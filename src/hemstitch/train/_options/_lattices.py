@@ -16,6 +16,7 @@ class LatticeTraining:
         acoustic_scale: weight of the acoustic scores beside the language model; what decoding finds best is a good
             choice.
         lm_order: order of the weak language model of the lattices, estimated on the training transcripts; 1: unigram.
+        language_model: name of an ARPA file in the corpus folder to use in its place; empty: none.
         beam: of the lattice search, in units of the scaled log-likelihood.
         lattice_beam: largest cost above the best path.
         max_active: states alive in a frame.
@@ -38,6 +39,7 @@ class LatticeTraining:
 
     acoustic_scale: float = 0.2
     lm_order: int = 1
+    language_model: str = ""
     beam: float = 12.0
     lattice_beam: float = 6.0
     max_active: int = 2000

@@ -18,6 +18,9 @@ class Hmm:
         topology: a chain of states with a pdf each, or one state whose first frame has a pdf of its own (for
             lattice-free MMI; states_per_phone and silence_states are then without effect).
         silence_probability: probability of silence between two words and at the ends.
+        probabilities: of pronunciations (as the lexicon has them) and of silence (silence_probability): as given, or
+            estimated on the alignment of the flat start. A word's best pronunciation then has 1, so that many
+            pronunciations make no word dearer.
         position_dependent: phones at the beginning, inside, at the end of a word and alone have states of their own.
         context: the neighbours that a state depends on: none, the phone to its left, or those on both sides. States are
             then tied by decision trees, grown on the alignment of the flat start.
@@ -34,6 +37,7 @@ class Hmm:
     silence_states: int = 3
     topology: Literal["left-to-right", "chain"] = "left-to-right"
     silence_probability: float = 0.5
+    probabilities: Literal["given", "estimated"] = "given"
     position_dependent: bool = False
     context: Literal["none", "left", "both"] = "none"
     leaves: int = 500
@@ -49,6 +53,8 @@ class Hmm:
         require(self.context == "none" or self.flat_start >= 1,
                 f"context = {self.context!r} grows its trees on the alignment of the flat start: flat_start must be at "
                 "least 1")  # fmt: skip
+        require(self.probabilities == "given" or self.flat_start >= 1,
+                "probabilities = 'estimated' counts in the alignment of the flat start: flat_start must be at least 1")
         require(self.leaf_frames > 0, f"leaf_frames must be positive, got {self.leaf_frames:g}")
         require(1 <= self.states_per_phone <= 3, f"states_per_phone must be 1, 2 or 3, got {self.states_per_phone}")
         require(1 <= self.silence_states <= 5, f"silence_states must be 1 to 5, got {self.silence_states}")
@@ -68,7 +74,8 @@ class Decoding:
         acoustic_scale: candidate weights of the acoustic scores against the language model; the best on dev is used.
         prior_scale: weight of the log prior that is taken off the log posteriors, candidates; the best on dev is used.
         word_penalty: cost of each word in nats, candidates; the best on dev is used.
-        language_model: name of an ARPA file in the corpus folder.
+        language_model: name of an ARPA file in the corpus folder (`hemstitch lm` makes some); or "3-gram" and the like:
+            of the training transcripts. That of the training criterion may be another, weaker one.
     """
 
     beam: float = 12.0

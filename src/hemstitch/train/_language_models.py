@@ -1,0 +1,28 @@
+"""The language models of a speech recipe: files of the corpus, or n-grams of the training transcripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from hemstitch.speech import Corpus, LanguageModel, estimate_ngrams
+
+
+def language_model(
+    name: str, corpus: Corpus, sentences: Sequence[Sequence[str]], words: Sequence[str]
+) -> LanguageModel:
+    """The model that a recipe names.
+
+    Args:
+        name: of an ARPA file in the corpus folder (or its path); or "3-gram" and the like: estimated on ``sentences``
+            (Witten-Bell, so that few data do).
+        corpus: its folder is looked in.
+        sentences: the training transcripts.
+        words: of the lexicon; an estimated model allows them all.
+
+    Raises:
+        DataError: there is no such file, or it is no ARPA file.
+    """
+    if found := re.fullmatch(r"([1-9])-gram", name):
+        return estimate_ngrams(sentences, int(found[1]), method="witten-bell", words=words)
+    return LanguageModel.read(corpus.language_model(name))
