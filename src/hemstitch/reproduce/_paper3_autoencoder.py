@@ -100,7 +100,7 @@ def hessian_free_methods(num_train: int) -> dict[str, Train]:
                 "Hessian-free (growing samples)": (growing, {"max_cg": 20}),
                 "Hessian-free (growing samples, PC-16)": (growing, {"max_cg": 20, **pairs})}  # fmt: skip
     return {f"{name}, damping {damping:g}": partial(hessian_free, growth=growth, damping=damping, **options)
-            for name, (growth, options) in variants.items() for damping in (0.03, 0.3)}  # fmt: skip
+            for name, (growth, options) in variants.items() for damping in (0.01, 0.03)}  # fmt: skip
 
 
 Results = Mapping[str, dict[str, Any]]
