@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,12 @@ SETTINGS = "Settings of the recipe: --section.field VALUE, as often as needed (t
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status. A user's mistake is one message and status 2."""
     parser = build_parser()
-    parsed, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given:
+        parser.print_help()
+        return 2
+    _check_command(parser, given[0])
+    parsed, rest = parser.parse_known_args(given)
     if rest and not getattr(parsed, "takes_settings", False):
         parser.error(f"unexpected arguments for {parsed.command}: {' '.join(rest)}")
     parsed.settings = rest
@@ -29,6 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _check_command(parser: argparse.ArgumentParser, given: str) -> None:
+    known = parser.get_default("known")
+    if given not in known and not given.startswith("-"):
+        near = difflib.get_close_matches(given, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        parser.error(f"no command {given!r}: {hint}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add(commands, "list", _list, "recipes, kinds of parts and importers")
     _add(commands, "doctor", _doctor, "what this machine has, and what is missing")
+    parser.set_defaults(known=tuple(commands.choices))
     return parser
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import tomllib
 import types
@@ -18,6 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hemstitch
 from hemstitch.errors import ConfigError
 
 Values = dict[str, tuple[Any, str]]
@@ -41,9 +43,10 @@ def read_recipe(path: Path, default_kinds: Collection[str] = ()) -> Values:
     if parent is not None:
         if not isinstance(parent, str):
             raise ConfigError(f"{path}: extends needs the name of a recipe file beside this one, got {parent!r}")
-        if (path.parent / parent).resolve() == path.resolve():
+        base = _base_of(path, parent)
+        if base.resolve() == path.resolve():
             raise ConfigError(f"{path}: the recipe extends itself")
-        values = read_recipe(path.parent / parent, default_kinds)
+        values = read_recipe(base, default_kinds)
     own: Values = {}
     for key, value in content.items():
         if isinstance(value, dict):
@@ -51,6 +54,24 @@ def read_recipe(path: Path, default_kinds: Collection[str] = ()) -> Values:
         else:
             own[key] = (value, _origin(path, text, None, key))
     return override(values, own, default_kinds)
+
+
+def recipe_folder() -> Path:
+    """The folder of the recipes that come with the package (or the checkout)."""
+    package = Path(hemstitch.__file__).parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parents[1] / "recipes"
+
+
+def _base_of(path: Path, parent: str) -> Path:
+    """The file that a recipe extends: beside it, or one that comes with the package; with or without .toml."""
+    name = parent if parent.endswith(".toml") else f"{parent}.toml"
+    places = [path.parent / name, recipe_folder() / name]
+    if found := next((place for place in places if place.is_file()), None):
+        return found
+    known = [file.stem for file in (*sorted(path.parent.glob("*.toml")), *sorted(recipe_folder().glob("*.toml")))]
+    raise ConfigError(f"{path}: extends {parent!r}, which is neither beside it nor a recipe of the package: "
+                      + nearest(name.removesuffix(".toml"), known))  # fmt: skip
 
 
 def override(values: Values, above: Values, default_kinds: Collection[str] = ()) -> Values:
@@ -155,10 +176,14 @@ def coerce(value: Any, hint: Any, key: str, origin: str) -> Any:
         if isinstance(value, str | Path):
             return Path(value)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        if math.isfinite(value):
+            return float(value)
+        raise ConfigError(f"{key} = {value!r} ({origin}): expected a finite number")
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise ConfigError(f"{key} = {value!r} ({origin}): expected {type_name(hint)}, got {type(value).__name__}")
+    hint_of_list = f": write [{value}]" if typing.get_origin(hint) is tuple else ""
+    got = type(value).__name__
+    raise ConfigError(f"{key} = {value!r} ({origin}): expected {type_name(hint)}, got {got}{hint_of_list}")
 
 
 def type_name(hint: Any) -> str:

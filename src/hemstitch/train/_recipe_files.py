@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import hemstitch
 from hemstitch.errors import ConfigError
-from hemstitch.train._config import nearest
+from hemstitch.train._config import nearest, recipe_folder
 from hemstitch.train._recipe import Recipe, load_recipe
-
-
-def recipe_folder() -> Path:
-    """The folder of the recipes that come with the package (or the checkout)."""
-    package = Path(hemstitch.__file__).parent
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parents[1] / "recipes"
 
 
 def recipe_names() -> dict[str, Path]:
@@ -31,7 +23,7 @@ def find_recipe(name: str) -> Path:
     known = recipe_names()
     if name in known:
         return known[name]
-    raise ConfigError(f"no recipe {name!r}: neither a file nor the name of one. {nearest(name, list(known))}")
+    raise ConfigError(f"no recipe {name!r}: neither a file nor the name of one: {nearest(name, list(known))}")
 
 
 def read(name: str, settings: Sequence[str]) -> Recipe:

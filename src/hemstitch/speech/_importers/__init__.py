@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hemstitch.errors import ConfigError
+from hemstitch.errors import ConfigError, DataError
 from hemstitch.speech._corpus import Corpus
 from hemstitch.speech._importers._an4 import import_an4
 from hemstitch.speech._importers._an4_audio import import_an4_audio
@@ -65,6 +65,9 @@ def import_corpus(
     if needs_source != (source is not None):
         raise ConfigError(f"importer {name} " + ("needs a source: the folder it reads" if needs_source
                                                  else f"reads nothing: leave out the source {source}"))
+    if source is not None and not Path(source).exists():
+        raise DataError(f"importer {name}: there is no {source}. Give the place of the data: --data.source FOLDER of a "
+                        "recipe, --source FOLDER of `hemstitch data`; `hemstitch download` lists what can be fetched")
     arguments = {"source": Path(source)} if source is not None else {}
     return function(**arguments, target=Path(target), progress=progress, **_settings(name, function, settings))
 

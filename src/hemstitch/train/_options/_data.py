@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hemstitch.train._options._checks import require, require_fold
+from hemstitch.train._options._checks import at_least, require, require_fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,7 @@ class SpeechData:
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
+        at_least(0, self, "dev_seed", "fold_seed")
         require(0 < self.dev_share < 1, f"dev_share must lie between 0 and 1, got {self.dev_share}")
         require_fold(self.fold, self.folds)
         require(0 <= self.tolerance < 1, f"tolerance must be in [0, 1), got {self.tolerance}")
@@ -73,5 +74,6 @@ class ImageData:
     fold_seed: int = 0
 
     def __post_init__(self) -> None:
+        at_least(0, self, "dev_seed", "fold_seed")
         require(0 < self.dev_share < 1, f"dev_share must lie between 0 and 1, got {self.dev_share}")
         require_fold(self.fold, self.folds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hemstitch.train._options._checks import require
+from hemstitch.train._options._checks import at_least, require, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class FeedForwardModel:
 
     def __post_init__(self) -> None:
         require(all(width > 0 for width in self.hidden), f"hidden widths must be positive, got {self.hidden}")
+        at_least(0, self, "left_context", "right_context")
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
 
 
@@ -47,6 +48,7 @@ class PNormModel:
 
     def __post_init__(self) -> None:
         require(len(self.hidden) > 0 and all(w > 0 for w in self.hidden), f"hidden must be positive, got {self.hidden}")
+        at_least(0, self, "left_context", "right_context")
         require(self.group_size >= 1, f"group_size must be at least 1, got {self.group_size}")
 
 
@@ -71,6 +73,11 @@ class LstmModel:
     subsampling: int = 1
     warm_up: int = 20
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "num_layers", "num_cells", "num_recurrent", "subsampling")
+        at_least(0, self, "num_nonrecurrent", "warm_up")
+        require(len(self.offsets) > 0, "offsets needs at least one frame, got none")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TdnnModel:
@@ -89,6 +96,11 @@ class TdnnModel:
     subsampling: int = 1
     norm: Literal["batch", "rms", "none"] = "batch"
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "width", "subsampling")
+        share(self, "dropout")
+        require(len(self.offsets) > 0 and all(self.offsets), f"offsets needs frames in each layer, got {self.offsets}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +123,10 @@ class BlstmModel:
     warm_up: int = 20
     cool_down: int = 20
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "num_layers", "num_cells", "num_recurrent", "subsampling")
+        at_least(0, self, "num_nonrecurrent", "warm_up", "cool_down")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TdnnLstmModel:
@@ -132,6 +148,10 @@ class TdnnLstmModel:
     subsampling: int = 1
     warm_up: int = 20
     norm: Literal["batch", "rms", "none"] = "batch"
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "width", "num_cells", "num_recurrent", "subsampling")
+        at_least(0, self, "num_nonrecurrent", "warm_up")
 
 
 @dataclass(frozen=True, kw_only=True)

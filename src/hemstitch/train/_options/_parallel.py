@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hemstitch.train._options._checks import require
+from hemstitch.train._options._checks import at_least, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +121,10 @@ class SimulatedCluster:
 @dataclass(frozen=True, kw_only=True)
 class VirtualAveraging(AveragingRule, SimulatedCluster):
     """Parameter averaging of workers that live in this process: slower, but the same to the bit on any machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, self, "cluster_seed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hemstitch.train._options._checks import require
+from hemstitch.train._options._checks import at_least, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,9 @@ class ConstantRate:
     """
 
     warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class ExponentialRate:
     final: float = 0.1
 
     def __post_init__(self) -> None:
+        at_least(0, self, "warmup")
         require(0 < self.final <= 1, f"final must be in (0, 1], got {self.final}")
 
 
@@ -45,6 +49,10 @@ class CosineRate:
 
     warmup: float = 0.0
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "warmup")
+        require(0 <= self.final <= 1, f"final must be in [0, 1], got {self.final}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,4 +72,5 @@ class PlateauRate:
     threshold: float = 1e-3
 
     def __post_init__(self) -> None:
+        at_least(0, self, "warmup", "patience", "threshold")
         require(0 < self.factor < 1, f"factor must lie between 0 and 1, got {self.factor}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hemstitch.train._options._checks import require
+from hemstitch.train._options._checks import above, at_least, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,8 @@ class Hmm:
                 "least 1")  # fmt: skip
         require(self.probabilities == "given" or self.flat_start >= 1,
                 "probabilities = 'estimated' counts in the alignment of the flat start: flat_start must be at least 1")
+        at_least(0, self, "flat_start", "tied_rounds", "realign", "restart")
+        at_least(1, self, "leaves")
         require(self.leaf_frames > 0, f"leaf_frames must be positive, got {self.leaf_frames:g}")
         require(1 <= self.states_per_phone <= 3, f"states_per_phone must be 1, 2 or 3, got {self.states_per_phone}")
         require(1 <= self.silence_states <= 5, f"silence_states must be 1 to 5, got {self.silence_states}")
@@ -84,3 +86,10 @@ class Decoding:
     prior_scale: tuple[float, ...] = (0.4, 0.7, 1.0)
     word_penalty: tuple[float, ...] = (0.0, 2.0)
     language_model: str = "lm.arpa"
+
+    def __post_init__(self) -> None:
+        above(0, self, "beam", "acoustic_scale")
+        at_least(1, self, "max_active")
+        at_least(0, self, "prior_scale")
+        for name in ("acoustic_scale", "prior_scale", "word_penalty"):
+            require(len(getattr(self, name)) > 0, f"{name} needs at least one candidate, got none")

@@ -44,3 +44,5 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "evaluate_every", "log_every", "keep"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("checkpoint_every", "clip", "max_non_finite", "threads"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")

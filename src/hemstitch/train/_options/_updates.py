@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hemstitch.train._options._checks import above, at_least, require, share
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlainGradient:
@@ -30,6 +32,11 @@ class NaturalGradientOptions:
     num_samples_history: float = 2000.0
     method: Literal["online", "simple"] = "online"
 
+    def __post_init__(self) -> None:
+        at_least(0, self, "rank_in", "rank_out", "alpha")
+        at_least(1, self, "update_period")
+        above(0, self, "num_samples_history")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Backstitch:
@@ -44,6 +51,10 @@ class Backstitch:
     scale: float = 0.0
     interval: int = 4
     warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "scale", "warmup_steps")
+        at_least(1, self, "interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +77,11 @@ class MaxChangeSgd:
     output_max_change: float = 1.5
     global_max_change: float = 2.0
 
+    def __post_init__(self) -> None:
+        above(0, self, "lr")
+        share(self, "momentum")
+        at_least(0, self, "l2", "max_change", "output_max_change", "global_max_change")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MomentumSgd:
@@ -83,6 +99,12 @@ class MomentumSgd:
     nesterov: bool = False
     weight_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        above(0, self, "lr")
+        share(self, "momentum")
+        at_least(0, self, "weight_decay")
+        require(self.momentum > 0 or not self.nesterov, "nesterov = true needs a momentum above 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adam:
@@ -99,6 +121,11 @@ class Adam:
     beta2: float = 0.999
     weight_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        above(0, self, "lr")
+        share(self, "beta1", "beta2")
+        at_least(0, self, "weight_decay")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
@@ -114,3 +141,8 @@ class AdamW:
     beta1: float = 0.9
     beta2: float = 0.999
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        above(0, self, "lr")
+        share(self, "beta1", "beta2")
+        at_least(0, self, "weight_decay")

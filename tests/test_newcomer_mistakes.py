@@ -1,0 +1,87 @@
+"""What a newcomer gets wrong on the command line: status 2, no traceback, and an answer that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hemstitch.cli import main
+
+FILES = {
+    "typo.toml": 'extends = "an4"\n[update]\nlrr = 0.1\n',
+    "broken.toml": 'name = "x\n',
+    "text.toml": 'extends = "demo.toml"\n[train]\nepochs = "many"\n',
+    "section.toml": 'extends = "demo"\n[optimizer]\nlr = 1\n',
+    "orphan.toml": 'extends = "an5"\n',
+    "itself.toml": 'extends = "itself"\n',
+    "sound.wav": "this is no sound",
+    "empty/.keep": "",
+}
+
+MISTAKES = [
+    ("", "usage: hemstitch"),
+    ("trian demo", "did you mean 'train'?"),
+    ("fly", "known: train, resume"),
+    ("train an5", "did you mean 'an4'?"),
+    ("train typo.toml", "unknown key 'update.lrr' (typo.toml:3)"),
+    ("train broken.toml", "broken.toml: not valid TOML"),
+    ("train text.toml", "train.epochs = 'many' (text.toml:3): expected integer, got str"),
+    ("train section.toml", "did you mean 'update.lr'?"),
+    ("train orphan.toml", "did you mean 'an4'?"),
+    ("train itself.toml", "the recipe extends itself"),
+    ("train demo --epochs 3", "did you mean 'train.epochs'?"),
+    ("train demo --learning_rate 3", "did you mean 'update.lr'?"),
+    ("train demo --train.epochs", "--train.epochs VALUE"),
+    ("train demo epochs=3", "settings are given as --section.field value"),
+    ("train demo --train.epochs 0", "epochs must be at least 1, got 0"),
+    ("train demo --train.epochs 2.5", "expected integer, got float"),
+    ("train demo --train.clip -1", "clip must not be negative, got -1"),
+    ("train demo --train.device gpu", "expected one of 'auto', 'cpu', 'cuda'"),
+    ("train demo --update.lr fast", "expected number, got str"),
+    ("train demo --update.lr -1", "lr must be above 0, got -1"),
+    ("train demo --update.lr nan", "expected a finite number"),
+    ("train demo --update.kind adan", "did you mean 'adam'?"),
+    ("train demo --update.kind sgd --update.momentum 9", "momentum must lie in [0, 1), got 9"),
+    ("train demo --backstitch.interval 0", "interval must be at least 1, got 0"),
+    ("train demo --gradient.kind natural --gradient.update_period 0", "update_period must be at least 1"),
+    ("train demo --model.hidden 512", "write [512]"),
+    ("train demo --model.hidden [0]", "hidden widths must be positive"),
+    ("train demo --model.kind transformer", "known: blstm"),
+    ("train demo --decode.beam 0", "beam must be above 0, got 0"),
+    ("train demo --decode.word_penalty []", "word_penalty needs at least one candidate"),
+    ("train demo --hmm.leaves 0", "leaves must be at least 1, got 0"),
+    ("train demo --seed -1", "seed = -1 (command line): expected 0 or above"),
+    ("train demo --schedule.kind exponential --schedule.final 2", "final must be in (0, 1], got 2"),
+    ("train an4 --data.source nowhere", "there is no nowhere. Give the place of the data: --data.source FOLDER"),
+    ("train an4 --data.source empty", "is not AN4 as expected"),
+    ("resume nowhere", "nowhere: no such run folder"),
+    ("resume empty", "not a run folder"),
+    ("decode empty", "not a run folder"),
+    ("transcribe empty sound.wav", "not a run folder"),
+    ("compare empty empty", "not a run folder"),
+    ("sweep demo --over update.lr", "such as update.lr=0.01,0.03,0.1"),
+    ("sweep demo --over lr=1,2", "did you mean 'update.lr'?"),
+    ("cross-validate demo --seeds one", "one"),
+    ("reproduce paper-6", "did you mean 'paper-"),
+    ("data kaldi corpus --source empty", "no wav.scp here"),
+    ("data klaldi corpus --source empty", "did you mean 'kaldi'?"),
+    ("data check empty", "empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "answer"), MISTAKES, ids=[line or "nothing" for line, _ in MISTAKES])
+def test_a_mistake_is_answered(
+    line: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(line.split())
+    except SystemExit as stop:  # argparse
+        status = int(stop.code or 0)
+    said = "".join(capsys.readouterr())
+    assert status == 2
+    assert answer in said
