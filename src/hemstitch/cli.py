@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_runs(commands)
     _add_experiments(commands)
+    _add_plan(commands)
     _add_reproduce(commands)
     _add_speech(commands)
     _add_data(commands)
@@ -147,6 +148,18 @@ def _add_experiments(commands):  # type: ignore[no-untyped-def]
     command.add_argument("--no-official", dest="official", action="store_false",
                          help="leave out the runs on the official parts")  # fmt: skip
     _add_many_runs(command, default_seeds="1,2", which="1,2")
+
+
+def _add_plan(commands):  # type: ignore[no-untyped-def]
+    command = _add(commands, "plan", _plan, "time, staleness and cost of many workers on a described cluster",
+                   takes_settings=True)  # fmt: skip
+    command.add_argument("recipe", help="a TOML file, or the name of a recipe from `hemstitch list`; its [parallel] "
+                         "section, of kind simulated-async or virtual-averaging, describes the cluster")  # fmt: skip
+    command.add_argument("--workers", default="", metavar="N,...", help="numbers to compare (default: the recipe's)")
+    command.add_argument("--samples", type=float, default=0.0, help="to train on (default: the recipe's data)")
+    command.add_argument("--parameters", type=int, default=0, help="of the network (default: the recipe's)")
+    command.add_argument("--worker-price", type=float, default=0.0, help="of a worker, per hour")
+    command.add_argument("--server-price", type=float, default=0.0, help="of a shard of the server, per hour")
 
 
 def _add_reproduce(commands):  # type: ignore[no-untyped-def]
@@ -347,6 +360,19 @@ def _download(arguments: argparse.Namespace) -> int:
     from hemstitch import commands
 
     return commands.download(arguments.name, arguments.folder, arguments.checksum)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+    from hemstitch.parallel import Prices
+
+    prices = Prices(worker=arguments.worker_price, server=arguments.server_price)
+    try:
+        workers = [int(count) for count in arguments.workers.split(",") if count]
+    except ValueError:
+        raise ConfigError(f"--workers takes numbers such as 1,4,16, got {arguments.workers!r}") from None
+    return commands.show_plan(arguments.recipe, arguments.settings, workers, prices, arguments.samples,
+                              arguments.parameters)  # fmt: skip
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from simulated import NOTHING, bowl, for_ever, mlp, no_gradient
 
-from hemstitch.errors import ConfigError, DataError
+from hemstitch.errors import ConfigError, DataError, NonFiniteError
 from hemstitch.parallel import (
     AsynchronousSimulation,
     Bound,
@@ -406,3 +406,26 @@ def test_decoders_end_with_their_utterances():
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(ConfigError):
         wrong()
+
+
+def test_a_run_that_has_diverged_ends():
+    simulation = AsynchronousSimulation(torch.ones(2), lambda theta, batch: (theta * math.inf, 0.0, 1.0), for_ever,
+                                        num_replicas=3, rule=StepRule(lr=0.5))
+    with pytest.raises(NonFiniteError, match="after 0 updates"):
+        simulation.run(updates=10)
+    assert simulation.report().counts["nonfinite"] > 100 and torch.equal(simulation.parameters, torch.ones(2))
+
+
+def test_batches_that_end_are_shared_and_all_used():
+    shared = iter(range(20))
+    seen = []
+
+    def gradient(theta, batch):
+        seen.append(batch)
+        return theta, 2.0, 1.0
+
+    cluster = Cluster(compute=Delay(1.0, "exponential"))
+    report = AsynchronousSimulation(torch.ones(2), gradient, lambda worker: shared, num_replicas=3, rule=StepRule(0.1),
+                                    cluster=cluster).run(updates=10**6)
+    assert report.has_ended and report.updates == 20 and sorted(seen) == list(range(20))
+    assert report.loss == 2.0 and 20 / 3 / 3 < report.seconds < 20

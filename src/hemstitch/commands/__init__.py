@@ -6,6 +6,7 @@ from hemstitch.commands._doctor import doctor
 from hemstitch.commands._download import download
 from hemstitch.commands._experiments import run_cross_validation, run_sweep
 from hemstitch.commands._lm import estimate_language_model
+from hemstitch.commands._plan import show_plan
 from hemstitch.commands._reproduce import list_entries, reproduce, write_combinations, write_markdown
 from hemstitch.commands._run import decode, resume, score, train
 from hemstitch.commands._show import print_config, show_dry_run, show_lists, show_settings
@@ -34,6 +35,7 @@ __all__ = [
     "score",
     "show_dry_run",
     "show_lists",
+    "show_plan",
     "show_settings",
     "train",
     "transcribe",

@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hemstitch.errors import ConfigError
+from hemstitch.errors import ConfigError, NonFiniteError
 from hemstitch.parallel._bounded_step import StepRule
 from hemstitch.parallel._clock import SimulatedClock, Steps
 from hemstitch.parallel._cluster import Cluster, WorkerTimes
@@ -36,6 +36,7 @@ from hemstitch.parallel._server_shards import ServerShards
 from hemstitch.parallel._staleness import StalenessHistogram
 
 Batches = Callable[[int], Iterator[Any]]
+MOST_REFUSED = 100          # gradients in a row that are not finite, besides one of each replica
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,10 @@ class AsynchronousSimulation:
             updates, seconds, samples: limits.
             evaluate_at: simulated times at which to evaluate.
             evaluate_every: updates between evaluations, the first one before any; 0: none.
+
+        Raises:
+            ConfigError: no limit, or nothing to evaluate with.
+            NonFiniteError: so many gradients in a row were refused that no other is to be expected.
         """
         most = math.inf if updates is None else updates
         if min(most, seconds, samples) == math.inf:
@@ -206,9 +211,13 @@ class AsynchronousSimulation:
         if evaluate_every and not self._evaluations:
             self._look()
         def is_over() -> bool:
-            return self._server.version >= most or self._samples >= samples or self.has_ended
+            return self._server.version >= most or self._samples >= samples or self._is_stuck or self.has_ended
 
+        self._server.refused_in_a_row = 0
         self.clock.run(seconds, stop=is_over)
+        if self._is_stuck:
+            raise NonFiniteError(f"the last {self._server.refused_in_a_row} gradients were not finite; the parameters "
+                                 f"are those after {self._server.version} updates. Lower the learning rate.")
         if seconds < math.inf and not is_over():
             self.clock.now = seconds
         return self.report()
@@ -230,6 +239,10 @@ class AsynchronousSimulation:
             loss=self._total_loss / self._samples if self._samples else math.nan,
             has_ended=self.has_ended,
         )
+
+    @property
+    def _is_stuck(self) -> bool:
+        return self._server.refused_in_a_row >= MOST_REFUSED + len(self._replicas)
 
     # -- on the way ------------------------------------------------------------------------------------------------
 

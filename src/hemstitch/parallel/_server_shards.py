@@ -78,6 +78,7 @@ class ServerShards:
 
     Attributes:
         staleness: ages of what was applied, over all shards.
+        refused_in_a_row: gradients that the first shard refused since the last that it applied: not finite.
     """
 
     def __init__(self, clock: SimulatedClock, parameters: Tensor, rule: StepRule, num_shards: int, network: Network,
@@ -89,6 +90,7 @@ class ServerShards:
         self._bytes = num_bytes / num_shards
         self._link_free_at = [0.0] * num_shards
         self.staleness = StalenessHistogram()
+        self.refused_in_a_row = 0
 
     @property
     def version(self) -> int:
@@ -156,7 +158,10 @@ class ServerShards:
         if reply.status == "accepted":
             self.staleness.add(reply.staleness, self.clock.now - message.seconds)
             if shard == 0:
+                self.refused_in_a_row = 0
                 on_applied()
+        elif reply.status == "nonfinite" and shard == 0:
+            self.refused_in_a_row += 1
 
     def _travel(self, times: WorkerTimes) -> float:
         return (self.network.latency + self._bytes * len(self.shards) / self.network.bandwidth) * times.transfer()

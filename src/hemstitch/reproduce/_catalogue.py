@@ -10,6 +10,7 @@ from hemstitch.reproduce._entry import Entry
 MODULES: tuple[str, ...] = (
     "_paper2_serial",
     "_comparison",
+    "_paper2_asynchronous",
     "_paper3",
     "_paper3_autoencoder",
     "_paper1_backstitch",

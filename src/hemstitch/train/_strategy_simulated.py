@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hemstitch.errors import ConfigError
+from hemstitch.errors import ConfigError, NonFiniteError
 from hemstitch.parallel import (
     AsynchronousReport,
     AsynchronousSimulation,
@@ -125,16 +126,26 @@ class NumberedBatches:
 class DecodedFrames:
     """The utterances of an epoch for decoders, and the frames that replicas are to use.
 
+    Args:
+        source: the stream of frames.
+        model: memory for the decoders' parameters.
+        options: when they take new ones.
+        order: numbers of utterances; ``None``: those of the stream's epoch.
+        fetch: in the place of what the options say.
+
     Attributes:
         handed: frames of the utterances decoded since the begin of the epoch.
         extra: what the last decoding had to tell.
     """
 
-    def __init__(self, source: OuterFrames, model: nn.Module, options: SimulatedAsynchronous) -> None:
-        self._source, self._options = source, options
+    def __init__(self, source: OuterFrames, model: nn.Module, options: SimulatedAsynchronous,
+                 order: Iterator[int] | None = None, fetch: FetchPolicy | None = None) -> None:
+        self._source, self._lookahead = source, options.lookahead
         self._flat = FlatGradient(model, lambda *_: None)
+        self._fetch = fetch or FetchPolicy(seconds=options.decoder_fetch_seconds,
+                                           synchronous=options.decoder_fetch_synchronous)
         self.handed, self.extra = source.position, {}
-        self._order = iter(torch.randperm(len(source.lengths), generator=generator(source.seed, source.epoch)).tolist())
+        self._order = order or iter(epoch_order(source))
 
     def decode(self, parameters: Tensor, utterances: Sequence[int]) -> list[OuterRows]:
         """Outer gradients at the decoder's parameters."""
@@ -146,16 +157,19 @@ class DecodedFrames:
 
     def simulation_options(self) -> dict[str, Any]:
         """What `AsynchronousSimulation` is to train on."""
-        options = self._options
-        policy = FetchPolicy(seconds=options.decoder_fetch_seconds, synchronous=options.decoder_fetch_synchronous)
         return {"decoding": Decoding(outer_gradient=self.decode, utterances=lambda worker: self._order,
-                                     num_slots=self._source.batch_size, fetch=policy, lookahead=options.lookahead)}
+                                     num_slots=self._source.batch_size, fetch=self._fetch, lookahead=self._lookahead)}
 
     @staticmethod
     def end_epoch(source: OuterFrames) -> None:
         """Put the stream where this one is: all utterances loaded and used up."""
         source.position = source.num_items
         source.skip_epoch()
+
+
+def epoch_order(source: OuterFrames) -> list[int]:
+    """Numbers of the utterances of the stream's epoch."""
+    return torch.randperm(len(source.lengths), generator=generator(source.seed, source.epoch)).tolist()
 
 
 class FrameGradient:
@@ -230,7 +244,10 @@ class SimulatedReplicaSteps:
         if rate != self.rule.lr:
             self.rule = self._simulation.rule = StepRule(rate, self.rule.max_change, self.rule.components)
         handed = self._feed.handed
-        before, now = self._report, self._simulation.run(updates=self._report.updates + self.options.replicas)
+        before = self._report
+        with suppress(NonFiniteError):                      # the loop decides what to do then
+            self._simulation.run(updates=before.updates + self.options.replicas)
+        now = self._simulation.report()
         self._report = now
         self._flat.load(self._simulation.parameters)
         self._given = self._flat.parameters
