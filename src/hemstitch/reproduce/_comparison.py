@@ -30,6 +30,7 @@ HESSIAN_FREE: Settings = {
 STITCHED: Settings = {**NATURAL, "backstitch.scale": 1.0, "backstitch.interval": 4}
 TAIL: Settings = {**NATURAL, "order.kind": "backward", "order.mode": "fixed_tail", "order.tail": 50}
 AVERAGED: Settings = {**NATURAL, "parallel.kind": "virtual-averaging", "parallel.workers": 4}
+ASYNCHRONOUS: Settings = {**SGD, "parallel.kind": "simulated-async", "parallel.replicas": 10}
 
 NATURAL_RATES = (0.25, 0.5, 1.0)
 
@@ -42,6 +43,7 @@ METHODS: Mapping[str, tuple[Settings, str, tuple[float, ...], int]] = {
     "Hessian-free, equal passes": (HESSIAN_FREE, "update.damping", (0.3, 1.0), 7),
     "Hessian-free, equal time": (HESSIAN_FREE, "update.damping", (0.3, 1.0), 16),
     "average of 4 workers": (AVERAGED, "update.lr", NATURAL_RATES, 4),
+    "asynchronous, 10 replicas": (ASYNCHRONOUS, "update.lr", NATURAL_RATES, 4),
     "fixed tail": (TAIL, "update.lr", NATURAL_RATES, 4),
 }  # fmt: skip
 """Settings; what is tuned, on which grid (the sweep steps beyond its ends); epochs that make about 4 passes."""
@@ -49,7 +51,7 @@ METHODS: Mapping[str, tuple[Settings, str, tuple[float, ...], int]] = {
 SEQUENCE_RATES: Mapping[str, tuple[float, ...]] = {
     "AdamW": (1e-3, 2e-3), "momentum SGD": (0.01, 0.03), "natural gradient": (0.5, 1.0),
     "natural gradient + backstitch": (0.5, 1.0), "Hessian-free, equal passes": (0.3, 1.0),
-    "average of 4 workers": (0.5, 1.0),
+    "average of 4 workers": (0.5, 1.0), "asynchronous, 10 replicas": (0.5, 1.0),
 }  # fmt: skip
 """The methods that are compared on sequences, with their grids."""
 
@@ -65,6 +67,8 @@ SEQUENCE_SIZES: Mapping[str, Settings] = {
     "laptop": {"model.width": 128, "features.deltas": 1},
     "paper": {},
 }  # fmt: skip
+NO_BATCH_NORM: Settings = {"model.norm": "rms"}
+"""For all methods: asynchronous replicas have no common running statistics."""
 
 
 def _tuned(scale: Scale, name: str, settings: Settings, key: str, rates: tuple[float, ...]) -> Part:
@@ -114,7 +118,7 @@ def sequence_parts(scale: Scale) -> dict[str, Part]:
         if settings is HESSIAN_FREE:  # knows one output layer only
             settings = {**settings, "criterion.xent_regularize": 0.0}
         wanted = {**settings, "decode.word_penalty": [0.0], "train.batch_size": 8, "train.epochs": epochs}
-        parts[name] = _tuned(scale, "an4-lfmmi", {**SEQUENCE_SIZES[scale], **wanted}, key, rates)
+        parts[name] = _tuned(scale, "an4-lfmmi", {**SEQUENCE_SIZES[scale], **NO_BATCH_NORM, **wanted}, key, rates)
     return parts
 
 
