@@ -115,7 +115,7 @@ def sequence_parts(scale: Scale) -> dict[str, Part]:
     for name, rates in grid(scale, SEQUENCE_RATES.items()):
         settings, key, _, epochs = METHODS[name]
         epochs = choose(scale, smoke=1, laptop=2 * epochs, paper=4 * epochs)
-        if settings is HESSIAN_FREE:  # knows one output layer only
+        if settings in (HESSIAN_FREE, ASYNCHRONOUS):  # know one output layer, one learning rate
             settings = {**settings, "criterion.xent_regularize": 0.0}
         wanted = {**settings, "decode.word_penalty": [0.0], "train.batch_size": 8, "train.epochs": epochs}
         parts[name] = _tuned(scale, "an4-lfmmi", {**SEQUENCE_SIZES[scale], **NO_BATCH_NORM, **wanted}, key, rates)
