@@ -13,6 +13,7 @@ MODULES: tuple[str, ...] = (
     "_paper2_asynchronous",
     "_paper3",
     "_paper3_autoencoder",
+    "_paper3_sequence",
     "_paper1_backstitch",
     "_paper1_bias",
     "_paper1_variants",

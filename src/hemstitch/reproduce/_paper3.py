@@ -143,7 +143,7 @@ def figure_1(results: Results) -> Outcome:
         rows=[Row(quantity="share of conjugate gradients, first third of the steps", ours=early, percent=True),
               Row(quantity="share of conjugate gradients, last third", ours=late, percent=True),
               Row(quantity="conjugate gradient iterations of the last step", ours=run["cg_iterations"][-1])],
-        plots=[Plot(title="Processor seconds of a step", x_label="step", log_y=False,
+        plots=[Plot(title="Figure 1: processor seconds of a step", x_label="step", log_y=False,
                     lines=[Line(label="gradient", x=steps, y=gradient),
                            Line(label="conjugate gradients", x=steps, y=solver)])],
     )  # fmt: skip
@@ -178,7 +178,7 @@ def table_1(results: Results) -> Outcome:
                 f"{-saved['PC-16, first pairs']:+.0%} (iterations {-fewer['PC-16, first pairs']:+.0%}). The paper has "
                 "-22 % (PC-32). One seed.",
         rows=rows,
-        plots=[Plot(title="Processor seconds in conjugate gradients, summed up", x_label="step", log_y=False,
+        plots=[Plot(title="Figure 2: processor seconds in conjugate gradients, summed up", x_label="step", log_y=False,
                     lines=[relabelled(cumulated(run, "cpu_seconds_curvature"), name)
                            for name, run in results.items()]),
                Plot(title="Conjugate gradient iterations, summed up", x_label="step", log_y=False,
@@ -218,11 +218,11 @@ def figures_3_and_4(results: Results) -> Outcome:
                 f"{later['variance, 0.25'] / later['none'] - 1:+.0%} and "
                 f"{later['geometric, then variance'] / later['none'] - 1:+.0%}. One seed.",
         rows=rows,
-        plots=[Plot(title="Share of the gradient's data", x_label="step", log_y=False, percent=True,
+        plots=[Plot(title="Figure 3: share of the gradient's data", x_label="step", log_y=False, percent=True,
                     lines=[Line(label=name, x=list(range(1, len(run["samples_gradient"]) + 1)),
                                 y=[size / frames for size in run["samples_gradient"]])
                            for name, run in results.items()]),
-               Plot(title="Processor seconds of gradient and conjugate gradients, summed up", x_label="step",
+               Plot(title="Figure 4: processor seconds of gradient and conjugate gradients, summed up", x_label="step",
                     log_y=False,
                     lines=[Line(label=name, x=list(range(1, len(_both(run)) + 1)),
                                 y=list(itertools.accumulate(_both(run)))) for name, run in results.items()])],
@@ -257,7 +257,7 @@ def table_2(results: Results) -> Outcome:
                 f"{gain['PC-16, first pairs']:.2f} with preconditioning alone, {gain['geometric']:.2f} with sampling "
                 f"alone; best {best}. One seed.",
         rows=rows,
-        plots=[Plot(title="Dev loss (figure 5)", x_label="processor seconds", log_y=False,
+        plots=[Plot(title="Figure 5: dev loss", x_label="processor seconds", log_y=False,
                     lines=[Line(label=name, x=run["seconds"], y=run["dev_loss"][:len(run["seconds"])])
                            for name, run in results.items()])],
     )  # fmt: skip
@@ -265,23 +265,23 @@ def table_2(results: Results) -> Outcome:
 
 ENTRIES = [
     Entry(
-        name="figure-1", paper=3, title="Time of gradient and conjugate gradients per step", minutes=3,
+        name="figure-1", paper=3, title="Figure 1: time of gradient and conjugate gradients per step", minutes=3,
         paper_says="conjugate gradients take most of the time of a Hessian-free step, the more the longer one trains",
         parts=parts_of("none"), conclude=figure_1,
     ),
     Entry(
-        name="table-1", paper=3, title="Time in conjugate gradients by preconditioner (with figure 2)", minutes=9,
+        name="table-1", paper=3, title="Table 1 and Figure 2: time in conjugate gradients by preconditioner", minutes=9,
         paper_says="all L-BFGS preconditioners shorten conjugate gradients; 32 pairs are best, 22 % less time",
         parts=parts_of("none", "PC-16", "PC-32", "PC-64", "PC-16, first pairs"), conclude=table_1,
     ),
     Entry(
-        name="figure-3-4", paper=3, title="Data touched and time by sampling method", minutes=6,
+        name="figure-3-4", paper=3, title="Figures 3 and 4: data touched and time by sampling method", minutes=6,
         paper_says="variance sampling takes much data at the start; geometric sampling saves about 20 % of the time",
         parts=parts_of("none", "geometric", "variance, 0.25", "variance, 0.5", "geometric, then variance"),
         conclude=figures_3_and_4,
     ),
     Entry(
-        name="table-2", paper=3, title="Time to the same loss, and word error rate (with figure 5)", minutes=2,
+        name="table-2", paper=3, title="Table 2, and Figure 5: loss against time; word error rate", minutes=2,
         paper_says="1.5 times as fast on 50 hours with preconditioning and sampling, at the same word error rate",
         parts=parts_of("none", "PC-16, first pairs", "geometric", "PC-16, geometric"), conclude=table_2,
     ),

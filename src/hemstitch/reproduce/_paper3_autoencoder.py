@@ -30,7 +30,7 @@ from hemstitch.testing import write_tiny_images
 MNIST = Path("../shared/data/mnist")
 SIZES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {"hidden": (6, 2), "num_train": 200, "num_held_out": 50, "num_test": 40, "passes": 3, "looks": 3},
-    "laptop": {"hidden": (250, 100, 30), "num_train": 4096, "num_held_out": 512, "num_test": 2000, "passes": 60},
+    "laptop": {"hidden": (250, 100, 30), "num_train": 4096, "num_held_out": 512, "num_test": 2000, "passes": 40},
     "paper": {"hidden": (1000, 500, 250, 30), "num_train": 50_000, "num_held_out": 5000, "num_test": 10_000,
               "passes": 2000, "looks": 200},
 }  # fmt: skip
@@ -64,23 +64,23 @@ def _part(scale: Scale, train: Train) -> Part:
 def methods(num_train: int) -> dict[str, Train]:
     """All that is compared, by "METHOD, setting"."""
     optimizers: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
-        "Adam": (torch.optim.Adam, (1e-3, 3e-3, 1e-2)),
-        "momentum SGD": (partial(torch.optim.SGD, momentum=0.9), (3e-3, 1e-2, 3e-2)),
+        "Adam": (torch.optim.Adam, (3e-3, 1e-2)),
+        "momentum SGD": (partial(torch.optim.SGD, momentum=0.9), (1e-2, 3e-2)),
     }
     if collection := library("pytorch_optimizer"):
         shampoo = partial(collection.ScalableShampoo, preconditioning_compute_steps=20)
-        optimizers["SOAP"] = partial(collection.SOAP, weight_decay=0.0), (1e-3, 3e-3, 1e-2)
-        optimizers["Shampoo"] = shampoo, (3e-3, 3e-2, 3e-1)
+        optimizers["SOAP"] = partial(collection.SOAP, weight_decay=0.0), (3e-3, 1e-2)
+        optimizers["Shampoo"] = shampoo, (1e-2, 1e-1)
     runs: dict[str, Train] = {}
     for name, (kind, rates) in optimizers.items():
         for rate in rates:
             runs[f"{name}, rate {rate:g}"] = partial(small_batches, make=_made(kind, rate))
     if library("curvlinops"):
-        for damping, rate in ((1.0, 0.1), (10.0, 0.1), (10.0, 0.3)):
+        for damping, rate in ((1.0, 0.1), (10.0, 0.1)):
             runs[f"K-FAC, damping {damping:g}, rate {rate:g}"] = partial(
                 small_batches, make=_made(partial(torch.optim.SGD, momentum=0.9), rate),
                 correct=partial(kronecker_factored, damping=damping))  # fmt: skip
-    for history in (20, 100):
+    for history in (20,):
         runs[f"L-BFGS (full batch), history {history}"] = partial(full_batch, history=history)
     return runs | hessian_free_methods(num_train)
 
@@ -170,7 +170,7 @@ def _listed(names: list[str], values: Mapping[str, float]) -> str:
 
 ENTRIES = [
     Entry(
-        name="autoencoder", paper=3, minutes=11, parts=autoencoder_parts, conclude=autoencoder,
+        name="autoencoder", paper=3, minutes=5, parts=autoencoder_parts, conclude=autoencoder,
         title="A deep autoencoder of MNIST against Adam, momentum, L-BFGS, SOAP, Shampoo, K-FAC",
         paper_says="names image tasks of others as the origin of the method, measures none",
     ),
