@@ -25,7 +25,9 @@ def import_yesno(source: Path, target: Path, *, sampling_rate: int = 0, overwrit
                  progress: Progress | None = None) -> Corpus:
     """Make a corpus folder of yesno: 30 files to train on, 6 to choose by, 24 to test on, always the same.
 
-    With one speaker there is no split by speaker; the words are "ken" and "lo", and get these phones.
+    With one speaker there is no split by speaker; the words are "ken" and "lo", and get these phones. The names of the
+    files are their transcripts, and one of the test files, 0_1_0_1_0_0_0_0, has seven words only: whoever recognises
+    everything has 1 error in 192 words, 0.52 %.
 
     Args:
         source: folder with waves_yesno.tar.gz or .tar.xz, or the folder waves_yesno.
