@@ -273,3 +273,18 @@ def test_transcripts_with_confidences_alternatives_and_lattices(capsys, trained,
     assert "take json, or ctm" in run(capsys, *asked)[2]
     assert "take json" in run(capsys, *asked, "--format", "ctm", "--nbest", 2)[2]
     assert "--nbest must be 1 or more" in run(capsys, "decode", trained, "--nbest", -1)[2]
+
+
+def test_a_run_with_copies_and_the_speaker_s_vector_transcribes(capsys, corpus, tmp_path):
+    extra = ["--augment.speed", "[0.95]", "--augment.noise", "[30]", "--augment.volume", "3", "--embedding.dim", "3",
+             "--augment.frequency_masks", "1", "--augment.frequency_mask_bins", "2"]  # fmt: skip
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(corpus=corpus, normalisation="utterance"))
+    path = train(load_recipe(tmp_path / "recipe.toml", extra), tmp_path / "run", Console(quiet=True))
+    assert json.loads((path / "result.json").read_text())["wer"]["test"]["rate"] < 0.1
+    task = load_trained(path, Console(quiet=True))[0].task
+    copies = [u for u in task.parts["train"].utterances if "copy_of" in u.info]
+    assert task.num_inputs == 16 + 3 and len(copies) == len(task.parts["train"].utterances) / 2
+    samples, _ = speak(["TWO", "ONE", "TEN"], np.random.default_rng(7))
+    soundfile.write(tmp_path / "new.wav", samples, RATE)
+    assert run(capsys, "transcribe", path, tmp_path / "new.wav")[1].endswith(": TWO ONE TEN\n")
+    assert run(capsys, "align", path, "--part", "test", "--out", tmp_path / "ali")[0] == 0
