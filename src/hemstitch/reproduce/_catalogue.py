@@ -21,6 +21,7 @@ MODULES: tuple[str, ...] = (
     "_paper4_peers",
     "_paper4_averaging",
     "_paper5_orders",
+    "_paper5_average",
 )
 """Modules of this package with a list ``ENTRIES``; imported when the catalogue is first asked for."""
 

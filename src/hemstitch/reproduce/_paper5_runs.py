@@ -2,9 +2,9 @@
 
 A run is cut into slices of steps, each a part of its own, so that a long one goes on where it was stopped. Batches are
 drawn with replacement from a seed. The paper names neither initialisation nor activation nor loss: ReLU; the squared
-error and torch's initialisation in the regression; cross-entropy and He's initialisation on images, where torch's own
-does not learn within the paper's steps and learning rates. Batch-norm uses batch statistics in a map; before a look
-they are estimated anew in either order, from the newest batches.
+error and torch's initialisation in the regression; on images, with pixels in [0, 1], cross-entropy and He's
+initialisation: with torch's own nothing is learned within the paper's steps at its learning rates. Batch-norm uses
+batch statistics in a map; before a look they are estimated anew in either order, from the newest batches.
 """
 
 from __future__ import annotations
@@ -117,16 +117,12 @@ def regression_network(width: float, num_outputs: int) -> nn.Module:
     return Mlp(1, num_outputs, (int(width),) * 3)
 
 
-def image_network(width: float, num_outputs: int, num_inputs: int = 784) -> nn.Module:
-    """Five hidden layers (section A.2)."""
-    return he_initialised(Mlp(num_inputs, num_outputs, (int(width),) * 5))
-
-
-def he_initialised(model: nn.Module) -> nn.Module:
-    """Weights of Linear layers normal with variance 2 / inputs, biases zero."""
+def image_network(width: float, num_outputs: int, num_inputs: int = 784, gain: float = 2.0) -> nn.Module:
+    """Five hidden layers (section A.2), weights of variance ``gain`` / inputs (2: He, 1: LeCun), no biases to begin."""
+    model = Mlp(num_inputs, num_outputs, (int(width),) * 5)
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.normal_(module.weight, std=math.sqrt(gain / module.in_features))
             nn.init.zeros_(module.bias)
     return model
 
@@ -150,14 +146,12 @@ def function_data(function: Callable[[Tensor], Tensor]) -> Data:
 
 @cache
 def image_data(source: Path, flat: bool, num_images: int) -> Data:
-    """Images standardised by the mean and deviation of the training part, which is shuffled."""
+    """Images with pixels in [0, 1]; the training part is shuffled."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     (images, labels), (test_images, test_labels) = (read_part(source, part) for part in ("train", "test"))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: num_images or None].numpy()
-    train, test = prepared(images[order], flat), prepared(test_images[:10_000], flat)
-    mean, deviation = train.mean(), train.std()
-    parts = {name: (((x - mean) / deviation).to(device), torch.as_tensor(y, device=device))
-             for name, x, y in (("train", train, labels[order]), ("test", test, test_labels[:10_000]))}  # fmt: skip
+    found = (("train", images[order], labels[order]), ("test", test_images, test_labels))
+    parts = {name: (prepared(x, flat).to(device), torch.as_tensor(y, device=device)) for name, x, y in found}
     return Data(parts["train"], parts, int(labels.max()) + 1)
 
 
