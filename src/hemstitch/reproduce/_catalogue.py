@@ -22,6 +22,7 @@ MODULES: tuple[str, ...] = (
     "_paper4_averaging",
     "_paper5_orders",
     "_paper5_average",
+    "_paper5_beyond",
 )
 """Modules of this package with a list ``ENTRIES``; imported when the catalogue is first asked for."""
 
