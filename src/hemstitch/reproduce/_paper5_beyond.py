@@ -108,7 +108,7 @@ def conclude(results: Mapping[str, dict[str, Any]]) -> Outcome:
         verdict="reproduced" if within == len(ratios) else "partly" if within > len(ratios) / 2 else "not reproduced",
         summary="Asked: is a fixed tail after an average of forward iterates as steady as the exact order (deviation "
                 "of the training loss over the last looks within twice the exact one)? Yes on "
-                f"{within} of {len(ratios)} runs (the plain tail on {plain}), for at most {max(shares):.1%} of the exact "
+                f"{within} of {len(ratios)} runs (the plain tail: {plain}) for at most {max(shares):.1%} of the exact "
                 f"order's gradients. The lowest test loss at the end, at equal gradients: {counts}. Ranges are the "
                 "extremes over seeds.",
         rows=[row for problem in PROBLEMS for row in rows_of(problem, results)],
