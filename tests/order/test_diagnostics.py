@@ -1,14 +1,23 @@
 """Contraction factors against dense Hessians, and the comparison of orders against its parts."""
 
+import copy
+import itertools
 import math
 
 import pytest
 import torch
-from order_problems import backward_twin, dense_derivatives, mlp, regression_batches, twin
+from order_problems import backward_twin, dense_derivatives, flat, here, mlp, regression_batches, twin
 from torch import nn
 
 from hemstitch.errors import MisuseError
-from hemstitch.order import compare_orders, contraction_along, contraction_factor, fixed_tail_iterates
+from hemstitch.order import (
+    BackwardSGD,
+    OrderProbe,
+    compare_orders,
+    contraction_along,
+    contraction_factor,
+    fixed_tail_iterates,
+)
 
 MSE = nn.MSELoss()
 
@@ -72,3 +81,51 @@ def test_comparison_evaluates_each_order_and_counts_its_passes():
 def test_one_step_has_no_spread():
     with pytest.raises(MisuseError, match="two steps"):
         compare_orders(mlp(2, 3, 1), MSE, regression_batches(4), 0.1, [4], lambda m: 0.0)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fixed_tail"])
+def test_probe_sees_both_orders_and_the_stretch_of_the_newest_map(mode):
+    model, batches = mlp(2, 4, 1), regression_batches(6)
+    start, lr = copy.deepcopy(model), 0.1
+    order = BackwardSGD(model, MSE, torch.optim.SGD(model.parameters(), lr=lr), mode=mode, tail=2)
+    probe = OrderProbe(order, lambda m: float(here(m).norm()), distance=1e-6)
+    found = []
+    for batch in batches:
+        order.observe(batch)
+        before = here(model)
+        found.append(probe.look())
+        assert torch.equal(here(model), before)
+
+    def norm(applied):
+        return float(flat(twin(start, MSE, applied, lambda p: torch.optim.SGD(p, lr=lr))).norm())
+
+    tail = 6 if mode == "exact" else 2
+    forward = [norm(batches[:k] if mode == "exact" else batches[2:k]) for k in range(1, 7)]
+    backward = [norm(batches[tail:k] + batches[: min(tail, k)][::-1]) for k in range(1, 7)]
+    assert [f.forward for f in found] == pytest.approx(forward)
+    assert [f.backward for f in found] == pytest.approx(backward)
+    assert math.isnan(found[1].spread)
+    forward, backward = (sum((b - a) ** 2 for a, b in itertools.pairwise(x)) for x in (forward, backward))
+    assert found[-1].spread == pytest.approx((forward / backward) ** 0.5)
+
+
+def test_probe_finds_the_largest_stretch_of_a_linear_model():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1, bias=False).double()
+    x = torch.rand(20, 3, dtype=torch.float64)
+    curvature = torch.linalg.eigvalsh(2 * x.T @ x / 20)
+    order = BackwardSGD(model, MSE, torch.optim.SGD(model.parameters(), lr=0.1), start=0)
+    probe = OrderProbe(order, lambda m: 0.0)
+    for _ in range(30):
+        order.observe((x, x.sum(1, keepdim=True)))
+        found = probe.look()
+    assert found.contraction == pytest.approx(float((1 - 0.1 * curvature).abs().max()), rel=1e-4)
+
+
+def test_no_probe_without_a_backward_trajectory():
+    model, (batch,) = mlp(2, 4, 1), regression_batches(1)
+    order = BackwardSGD(model, MSE, torch.optim.SGD(model.parameters(), lr=0.1), start=3)
+    with pytest.raises(MisuseError, match="observe"):
+        order.stretched({})
+    order.observe(batch)
+    assert OrderProbe(order, lambda m: 0.0).look() is None

@@ -21,6 +21,7 @@ ORDERS = {
     "exact after 5 forward steps until step 20": ([*EXACT, "--order.start", "5", "--order.stop", "20"], None),
     "fixed tail": (TAIL, (27 - 4 + 3 * 4) / 9),
     "fixed tail after an average": ([*TAIL, "--order.head_horizon", "5"], (27 - 4 + 3 * 4) / 9),
+    "probed": ([*TAIL, "--order.diagnose_every", "3"], None),
     "windows": ([*EXACT, "--order.window", "6"], (24 + 3 + 3) / 9),
     "windows, held": ([*EXACT, "--order.window", "6", "--order.hold", "true"], 24 / 9),
     "the better window": ([*EXACT, "--order.window", "6", "--order.reset", "better"], None),

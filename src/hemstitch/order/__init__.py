@@ -5,6 +5,7 @@ from hemstitch.order._diagnostics import OrderComparison, compare_orders, contra
 from hemstitch.order._iterates import backward_iterates, fixed_tail_iterates, forward_iterates
 from hemstitch.order._objective import Objective
 from hemstitch.order._order_average import OrderAverage
+from hemstitch.order._probe import OrderDiagnosis, OrderProbe
 from hemstitch.order._second_order import (
     OrderWarning,
     bracket_iterate,
@@ -18,6 +19,8 @@ __all__ = [
     "Objective",
     "OrderAverage",
     "OrderComparison",
+    "OrderDiagnosis",
+    "OrderProbe",
     "OrderReport",
     "OrderWarning",
     "backward_iterates",

@@ -152,6 +152,7 @@ class BackwardSGD:
         self._origin_step: int | None = None
         self._updates: list[Update] = []
         self._mark: Point | None = None  # the iterate at the end of the last window, when it is not the origin
+        self._newest: Update | None = None
         self._num_resets = 0
         self._recent: deque[Update] = deque(maxlen=statistics_batches if has_batch_norm(model) else 0)
 
@@ -171,7 +172,7 @@ class BackwardSGD:
             NonFiniteError: the step taken would not be finite; the model is left as it was.
         """
         self.num_steps += 1
-        update = self._maps.update(item, self._seed + self.num_steps)
+        update = self._newest = self._maps.update(item, self._seed + self.num_steps)
         if self.phase == "forward":
             return self._apply(update)
         if self._origin_step is None:
@@ -217,6 +218,36 @@ class BackwardSGD:
             with self._showing(end):
                 results[steps[index]] = function(self.model)
         return {step: results[step] for step in steps}
+
+    def both_orders(self, function: Callable[[nn.Module], float]) -> tuple[float, float] | None:
+        """``function(model)`` at the forward and at the shown iterate of this step; ``None`` in a forward phase.
+
+        The forward one is where the head of a fixed tail stands; in exact mode T_n ... T_1(origin) is computed for it.
+        """
+        if self._origin_step is None:
+            return None
+        forward = self._maps.snapshot()
+        if self._tail is None and self._updates:
+            ((_, forward),) = self._maps.descend(self._updates[::-1], [(forward, len(self._updates))])
+        values = []
+        for point in (forward, self._shown_point()):
+            with self._showing(point):
+                values.append(float(function(self.model)))
+        return values[0], values[1]
+
+    def stretched(self, displacement: Parameters) -> Parameters:
+        """T_n(theta + d) - T_n(theta) for the newest map T_n, theta where the model is, d = ``displacement``.
+
+        Raises:
+            MisuseError: no batch was observed since the start or the last ``load_state_dict``.
+        """
+        if self._newest is None:
+            raise MisuseError("BackwardSGD: there is no newest map yet; call observe first")
+        here = self._maps.snapshot()
+        moved = {name: here.parameters[name] + d for name, d in displacement.items()}
+        there = replace(here, parameters=here.parameters | moved)
+        ends = dict(self._maps.descend([self._newest], [(here, 1), (there, 1)]))
+        return {name: ends[1].parameters[name] - ends[0].parameters[name] for name in displacement}
 
     @contextmanager
     def applied(self, step: int | None = None) -> Iterator[nn.Module]:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from hemstitch.models import Mlp
 from hemstitch.order._iterates import forward_points, gradient_descent
 from hemstitch.order._maps import Maps, Point, Update
+from hemstitch.order._probe import roughness as order_roughness
 from hemstitch.order._statistics import reestimate_statistics
 from hemstitch.reproduce._entry import Part, Scale
 from hemstitch.reproduce._training import recipe
@@ -268,7 +269,5 @@ def joined(results: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def roughness(values: Sequence[float | None]) -> float:
-    """sqrt(mean((v_{k+1} - v_k)^2) / 2): the standard deviation of a curve around its own trend."""
-    if any(v is None for v in values) or len(values) < 2:
-        return math.nan
-    return math.sqrt(math.fsum((b - a) ** 2 for a, b in pairwise(values)) / (len(values) - 1) / 2)
+    """The standard deviation of a curve around its own trend, from the differences of neighbouring looks."""
+    return order_roughness([math.nan if v is None else v for v in values])

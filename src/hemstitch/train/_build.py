@@ -183,7 +183,7 @@ def build_strategy(
             collate=task.source(recipe.train.batch_size, recipe.seed).collate,
             clip=recipe.train.clip,
             seed=recipe.seed,
-            score=(lambda model: task.evaluate(model)["loss"]) if options.reset == "better" else None,
+            score=(lambda model: task.evaluate(model)["loss"]) if options.needs_score else None,
             stateful=() if natural is None else (natural,),
             leaves_out=recipe.train.non_finite != "raise",
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hemstitch.errors import NonFiniteError
-from hemstitch.order import BackwardSGD, Objective, OrderAverage
+from hemstitch.order import BackwardSGD, Objective, OrderAverage, OrderProbe
 from hemstitch.sampling import BatchSource
 from hemstitch.train._options import BackwardOrder, OrderAverageOptions
 from hemstitch.train._strategies import Batch, Gradient, StepReport, clip_gradient
@@ -32,7 +32,7 @@ class BackwardSteps:
         collate: makes the batch with the given indices.
         clip: largest gradient norm in a map; 0 for none.
         seed: of the randomness of the batches.
-        score: ``score(model)``, lower is better, for ``reset = "better"``.
+        score: ``score(model)``, lower is better, for ``reset = "better"`` and for probes.
         stateful: further parts that change in a step (natural gradient).
         leaves_out: maps whose gradient is not finite are left out when batches are applied again; otherwise they
             end the run.
@@ -65,7 +65,7 @@ class BackwardSteps:
             head_horizon=options.head_horizon,
             window=options.window or None,
             reset=options.reset,
-            score=score,
+            score=score if options.reset == "better" else None,
             hold=options.hold,
             start=options.start,
             stop=options.stop or None,
@@ -76,6 +76,8 @@ class BackwardSteps:
             seed=(seed << 32) % 2**62,
             statistics_batches=options.statistics_batches,
         )
+        self.probe = None if not options.diagnose_every or score is None else OrderProbe(self.order, score, seed=seed)
+        self._diagnose_every = options.diagnose_every
         self.look: dict[str, Tensor] | None = None
         self._looked_at = -1
         self._passes = [0.0, 0.0]
@@ -90,6 +92,7 @@ class BackwardSteps:
         except NonFiniteError:
             took_step, applied = True, False
         value = (self._first if took_step else None) or Value(0.0, 0.0, None)
+        norm, extra = self.map.norm, self._diagnosis()
         forward, backward = self.spent()
         return StepReport(
             loss=value.loss,
@@ -98,9 +101,21 @@ class BackwardSteps:
             samples=len(indices),
             forward=forward,
             backward=backward,
-            gradient_norm=self.map.norm if took_step else None,
+            gradient_norm=norm if took_step else None,
             applied=applied,
+            extra=extra,
         )
+
+    def _diagnosis(self) -> dict[str, float]:
+        """What a probe finds where one is due, for the metrics and the report."""
+        if self.probe is None or self.order.num_steps % self._diagnose_every:
+            return {}
+        found = self.probe.look()
+        if found is None:
+            return {}
+        values = {"order_contraction": found.contraction, "order_forward_dev_loss": found.forward,
+                  "order_backward_dev_loss": found.backward, "order_spread": found.spread}  # fmt: skip
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _objective(self, model: nn.Module, batch: Batch) -> Tensor:
         objective = self.gradient.objective(batch)
@@ -148,11 +163,14 @@ class BackwardSteps:
 
     def state_dict(self) -> dict[str, Any]:
         """The batches that are kept, as indices, and where the trajectory stands."""
-        return {"order": self.order.state_dict(), "left_out": self.map.num_left_out}
+        probe = None if self.probe is None else self.probe.state_dict()
+        return {"order": self.order.state_dict(), "left_out": self.map.num_left_out, "probe": probe}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.order.load_state_dict(state["order"])
+        if self.probe is not None:
+            self.probe.load_state_dict(state["probe"])
         self.map.num_left_out, self._looked_at = state["left_out"], -1
 
 

@@ -27,6 +27,8 @@ class BackwardOrder:
         start: ordinary steps before the backward order begins.
         stop: last step in backward order, ordinary steps go on from there; 0: the end.
         fresh_state: clear the optimizer's state whenever a trajectory starts.
+        diagnose_every: steps between probes of the contraction of the maps and of the dev loss in both orders, shown
+            in the report; each costs two looks; 0: none.
         statistics_batches: newest batches from which batch-norm statistics are estimated for a look.
     """
 
@@ -39,9 +41,11 @@ class BackwardOrder:
     start: int = 0
     stop: int = 0
     fresh_state: bool = False
+    diagnose_every: int = 0
     statistics_batches: int = 50
 
     def __post_init__(self) -> None:
+        require(self.diagnose_every >= 0, f"diagnose_every must be at least 0, got {self.diagnose_every}")
         require(self.tail >= 1, f"tail must be at least 1, got {self.tail}")
         require(self.head_horizon >= 1, f"head_horizon must be at least 1, got {self.head_horizon}")
         require(self.head_horizon == 1 or self.mode == "fixed_tail", "head_horizon needs mode = 'fixed_tail'")
@@ -52,6 +56,11 @@ class BackwardOrder:
         require(self.start >= 0 and (self.stop == 0 or self.start < self.stop),
                 f"0 <= start < stop is needed, got start = {self.start}, stop = {self.stop}")  # fmt: skip
         require(self.statistics_batches >= 1, f"statistics_batches must be >= 1, got {self.statistics_batches}")
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether the dev loss is asked for in between."""
+        return self.reset == "better" or self.diagnose_every > 0
 
 
 @dataclass(frozen=True, kw_only=True)
