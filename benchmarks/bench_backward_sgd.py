@@ -3,9 +3,10 @@
 Speeds are ratios base / ours (above 1: faster), one thread; on a GPU, if there is one, 1,024 trajectories. `stability`
 is the regression of the paper's section A.1, seed by seed: spread and mean of the training loss over the last 200 of
 1,400 steps, and the gradients spent for those 200 looks, for each order and for what one would use instead (averages of
-the forward iterates, a decayed rate).
+the forward iterates, a decayed rate). `head` compares the exact order with fixed tails, from the newest forward iterate and
+from an average of them, at 40 of the looks.
 
-    python benchmarks/bench_backward_sgd.py [speed] [average] [stability]
+    python benchmarks/bench_backward_sgd.py [speed] [average] [stability] [head]
 """
 
 import copy
@@ -121,6 +122,26 @@ def stability(seeds=range(5)) -> dict:
     return {"median": {key: round(median(row[key] for row in rows.values()), 3) for key in keys}, "seeds": rows}
 
 
+def head(seeds=range(5), horizon: int = 100) -> dict:
+    """Is a tail after an average as steady as the exact order?"""
+    rows = {}
+    for seed in seeds:
+        model, batches, train_loss = regression(seed)
+        plain, headed = (
+            compare_orders(model, nn.MSELoss(), batches, 0.05, LOOKS[4::5], train_loss, tail=TAIL, head_horizon=h)
+            for h in (1, horizon)
+        )
+        curves = {"backward": plain.backward, "fixed tail": plain.fixed_tail, "after an average": headed.fixed_tail}
+        rows[seed] = {
+            "tail / backward": round(plain.tail_spread, 3),
+            "tail after an average / backward": round(headed.tail_spread, 3),
+            "gradients": plain.passes | {"after an average": headed.passes["fixed_tail"]},
+            **{name: {"std": float(f"{stdev(v):.3g}"), "mean": float(f"{mean(v):.3g}")} for name, v in curves.items()},
+        }
+        print(seed, rows[seed], flush=True)
+    return {"seeds": rows}
+
+
 def loop_seconds(model: nn.Module, loss: Callable, batches: list, at: list[int], lr: float) -> float:
     """Seconds per trajectory-step of what one would write without this package."""
     begin = time.perf_counter()
@@ -193,7 +214,7 @@ def average() -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    parts = {"speed": speed, "average": average, "stability": stability}
+    parts = {"speed": speed, "average": average, "stability": stability, "head": head}
     chosen = sys.argv[1:] or list(parts)
     name = "backward_sgd" if len(chosen) == len(parts) else f"backward_sgd_{'_'.join(chosen)}"
     write_result(name, {**environment(), **{part: parts[part]() for part in chosen}})
