@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from hemstitch.errors import NonFiniteError
 from hemstitch.order import OrderAverage
 from hemstitch.reproduce._entry import Entry, Line, Outcome, Part, Plot, Row, Scale
-from hemstitch.reproduce._paper5_runs import Size, image_network, load
+from hemstitch.reproduce._paper5_data import image_network, load
+from hemstitch.reproduce._paper5_runs import Size
 
 LEARNING_RATE = 0.001
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
@@ -69,7 +70,7 @@ def parts_of(num_parts: int, scale: Scale) -> dict[str, Part]:
 def train(num_parts: int, scale: Scale, variant: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train one network; its losses against large batches seen, not finite from a divergence on."""
     size, batch_size = SETTINGS[scale].size, SETTINGS[scale].batch_of(num_parts)
-    data = load("fashion-mnist", scale, size, folder)
+    data = load("fashion-mnist", scale, folder, size.num_images, size.num_looked)
     inputs, targets = data.train
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
