@@ -33,8 +33,9 @@ docs: env        ## the documentation site in docs/_build/html, without warnings
 	$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules src/hemstitch
 
-results: env     ## docs/results.md from the outcome files in results/laptop
+results: env     ## docs/results.md and the comparison of the README from the outcome files in results/laptop
 	$(BIN)/hemstitch reproduce --markdown results/laptop docs/results.md
+	$(BIN)/python docs/comparison.py
 
 gallery: env     ## the pictures of the gallery
 	for e in natural_gradient backstitch_bias backward_order hessian_free many_workers; do \

@@ -52,6 +52,8 @@ def table(outcome):
 
 def block(found):
     """What the README says."""
+    if not found:
+        return f"{BEGIN}\n{END}"
     lines = [BEGIN, "", "![word error rates of all methods](docs/comparison.svg)", ""]
     for text, outcome in found.items():
         lines += [f"**AN4, {text}.** {outcome['summary']}", "", *table(outcome), "",
