@@ -121,12 +121,12 @@ def curve(scale: Scale, replicas: int, rate: float, samples: int, looks: int, se
 # -- figure 4 ----------------------------------------------------------------------------------------------------------
 
 REPLICAS = (1, 10, 50)
-LOOKS = 6
+LOOKS = 4
 
 
 def replica_parts(scale: Scale) -> dict[str, Part]:
     """1, 10 and 50 replicas, each with several learning rates; many replicas on half as many frames more."""
-    samples = choose(scale, smoke=64, laptop=100_000, paper=2_000_000)
+    samples = choose(scale, smoke=64, laptop=40_000, paper=2_000_000)
     rates = choose(scale, smoke=(0.001,), laptop=(0.005, 0.02, 0.05), paper=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1))
     return {f"{n} replicas, rate {rate:g}": curve(scale, n, rate, samples if n == 1 else samples * 3 // 2,
                                                   LOOKS if n == 1 else LOOKS * 3 // 2)
@@ -206,10 +206,10 @@ def layers(scale: Scale) -> dict[str, Mapping[str, Any]]:
 
 def fetch_parts(scale: Scale) -> dict[str, Part]:
     """Decoders that all fetch at the same moments, rarely and more rarely."""
-    samples = choose(scale, smoke=64, laptop=64_000, paper=1_000_000)
+    samples = choose(scale, smoke=64, laptop=32_000, paper=1_000_000)
     intervals = choose(scale, smoke=(1.0,), laptop=(2.0, 8.0, 32.0), paper=(8.0, 32.0, 128.0, 512.0))
     replicas_, rate = choose(scale, smoke=(2, 0.001), laptop=(10, 0.02), paper=(10, 0.02))
-    return {f"{what}, {interval:g} s": curve(scale, replicas_, rate, samples, 4, settings,
+    return {f"{what}, {interval:g} s": curve(scale, replicas_, rate, samples, 2, settings,
                                              FetchPolicy(seconds=interval, synchronous=True))
             for what, settings in layers(scale).items() for interval in intervals}  # fmt: skip
 
