@@ -11,6 +11,7 @@ from hemstitch.errors import ConfigError, NonFiniteError, RunError
 from hemstitch.train import Console, Interrupted, load_recipe, load_trained, resume, train
 from hemstitch.train._build import build_run
 from hemstitch.train._checkpoint import load_checkpoint
+from hemstitch.train._run import dry_run
 from hemstitch.train._run_folder import RunFolder
 from tiny_speech import speech_recipe
 
@@ -84,6 +85,11 @@ def test_the_network_of_another_run_may_align(recipe, tmp_path):
         build_run(load_recipe(recipe, [*aligned[:-1], str(wrong)]), QUIET)
 
 
+def test_a_dry_run_shows_the_outputs_that_are_searched(recipe):
+    shown = dry_run(load_recipe(recipe, [*LATTICE_FREE, "--criterion.xent_regularize", "0.1"]), QUIET)
+    assert shown["output batch"][0] == 6 and shown["output batch"][2] == 8  # 3 phones and silence, 2 pdfs each
+
+
 @pytest.mark.parametrize(("settings", "message"), [
     (["--hmm.topology", "left-to-right"], "needs hmm.topology = 'chain'"),
     (["--criterion.chunk", "30"], "chunk = 30 needs numerator = 'alignments'"),
@@ -135,6 +141,19 @@ def test_phones_in_an_unheard_order_are_reported_and_do_not_count(recipe, tmp_pa
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     dev = {row["name"]: row["value"] for row in rows if row["split"] == "dev"}
     assert 0 < dev["skipped"] < 1 and np.isfinite(dev["loss"])
+
+
+def test_more_phones_than_output_frames_are_reported_and_do_not_count(tiny_corpus, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, corpus)
+    rows = [json.loads(line) for line in (corpus / "utterances.jsonl").read_text().splitlines()]
+    rows[0]["features"][2] = rows[0]["features"][1] + 8  # six phones in three output frames
+    (corpus / "utterances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = speech_recipe(tmp_path / "recipe.toml", corpus)
+    folder = train(load_recipe(path, [*LATTICE_FREE, "--criterion.length_step", "1", "--train.epochs", "1",
+                                      "--data.dev_seed", "3"]), tmp_path / "run", QUIET)  # fmt: skip
+    reported = [e["message"] for e in events(folder) if e["kind"] == "skipped"]
+    assert len(reported) == 1 and f"1 of 30 utterances, such as {rows[0]['id']}," in reported[0]
 
 
 def test_a_batch_without_any_path_changes_nothing_and_the_run_goes_on(recipe, tmp_path):

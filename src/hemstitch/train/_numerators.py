@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hemstitch.graphs import Graph, alignment_graph, compose, slice_frames
+from hemstitch.graphs import Graph, alignment_graph, compose, shortest_length, slice_frames
 from hemstitch.speech import Alignment, Lexicon, Topology, training_graph
 
 PhonePdfs = Callable[[int | None, int], tuple[int, int]]
 Numerators = Callable[[int, int, int, int], Graph | None]
-"""(utterance, first frame, output frames, shift) -> its graph; ``None``: the denominator shares no path with it."""
+"""(utterance, first frame, output frames, shift) -> its graph; ``None``: no path of so many frames in common."""
 
 
 class PhoneAlignment(NamedTuple):
@@ -47,14 +47,15 @@ def end_to_end_numerators(
     transcripts: Sequence[Sequence[str]], lexicon: Lexicon, topology: Topology, silence_probability: float,
     normalisation: Graph,
 ) -> Numerators:
-    """All ways to say each transcript, whatever the number of frames."""
+    """All ways to say each transcript, whatever the number of frames as long as there is one for each phone."""
     unweighted = dataclasses.replace(topology, transition_scale=0.0)
-    graphs = []
+    graphs, needed = [], []
     for words in transcripts:
         said = training_graph(words, lexicon, unweighted, silence_probability)
         plain = Graph.from_arcs(said.src, said.dst, said.pdf, said.cost, said.start, said.final)
         graphs.append(_or_none(compose(plain, normalisation)))
-    return lambda utterance, first, outputs, shift: graphs[utterance]
+        needed.append(shortest_length(plain))
+    return lambda utterance, first, outputs, shift: graphs[utterance] if needed[utterance] <= outputs else None
 
 
 def aligned_numerators(

@@ -170,6 +170,7 @@ def dry_run(recipe: Recipe, console: Console) -> dict[str, Any]:
     batch = run.source.select(torch.arange(min(recipe.train.batch_size, run.source.indices.num_items)))
     with torch.no_grad():
         outputs = run.model(batch.inputs)
+        outputs = outputs[0] if isinstance(outputs, tuple) else outputs  # there may be a second output layer
     begin = time.perf_counter()
     report = run.strategy.step(run.source)
     seconds = time.perf_counter() - begin

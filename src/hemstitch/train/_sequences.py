@@ -189,9 +189,10 @@ class LatticeFreeTask(SpeechTask):
             return None
         example = self.parts[name].utterances[without[0]].id
         return "skipped", (
-            f"{name} part: {len(without)} of {len(self.transcripts(name))} utterances, such as {example}, have phones "
-            "in an order that the denominator's language model has never seen, and do not count (in full): lower "
-            "criterion.lm_order"
+            f"{name} part: {len(without)} of {len(self.transcripts(name))} utterances, such as {example}, do not "
+            "count (in full): they have more phones than output frames (correct the transcripts, or lower "
+            "model.subsampling), or phones in an order that the denominator's language model has never seen (lower "
+            "criterion.lm_order)"
         )
 
     # -- training ----------------------------------------------------------------------------------------------------
@@ -249,10 +250,10 @@ class LatticeFreeTask(SpeechTask):
 
         return batch
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Mean objective per frame on the dev part, to be minimised; and the share of items left out."""
-        stream = EqualLengthEpochs(self.pieces["dev"].frames, self.recipe.train.batch_size)
-        collate, loss, weight, skipped = self.collate("dev"), 0.0, 0.0, 0
+    def evaluate(self, model: nn.Module, part: str = "dev") -> dict[str, float]:
+        """Mean objective per frame on a part, to be minimised; and the share of items left out."""
+        stream = EqualLengthEpochs(self.pieces[part].frames, self.recipe.train.batch_size)
+        collate, loss, weight, skipped = self.collate(part), 0.0, 0.0, 0
         model.eval()
         with torch.no_grad():
             for _ in range(stream.batches_per_epoch):
