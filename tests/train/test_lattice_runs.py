@@ -132,8 +132,9 @@ def test_silence_can_be_left_as_it_is(speech):
     assert layer[0] == 0 and layer[1:].abs().max() > 0
 
 
-def test_hessian_free_steps_on_a_lattice_criterion(speech, tmp_path):
-    recipe = settings(speech, "mmi", "--update.kind", "hessian-free", "--train.epochs", "1", "--update.max_cg", "5")
+@pytest.mark.parametrize("kind", KINDS)
+def test_hessian_free_steps_on_a_lattice_criterion(speech, tmp_path, kind):
+    recipe = settings(speech, kind, "--update.kind", "hessian-free", "--train.epochs", "1", "--update.max_cg", "5")
     before = build_run(recipe, QUIET)
     start = before.task.evaluate(before.model)["loss"]
     folder = train(recipe, tmp_path / "run", QUIET)

@@ -305,7 +305,8 @@ def _check(recipe: Recipe) -> None:
     if recipe.start.alignment:
         raise ConfigError("start.alignment is of single frames: criterion.alignments names the run that aligns")
     if options.xent_regularize and recipe.kinds["update"] == "hessian-free":
-        raise ConfigError("criterion.xent_regularize: update.kind = 'hessian-free' knows one output layer only")
+        raise ConfigError("criterion.xent_regularize: update.kind = 'hessian-free' knows one output layer only; set it "
+                          "to 0")  # fmt: skip
     if options.xent_regularize and recipe.kinds["model"] == "feed-forward":
         raise ConfigError("criterion.xent_regularize needs a model.kind with a second output layer: tdnn, tdnn-lstm "
                           "or blstm")  # fmt: skip

@@ -193,7 +193,8 @@ def curved_criterion(recipe: Recipe, task: Any) -> CurvedCriterion:
     if hasattr(task, "curvature"):
         return TaskCriterion(task)
     raise ConfigError(f"update.kind = 'hessian-free': criterion.kind = {recipe.kinds['criterion']!r} has no curvature "
-                      "at the outputs (hemstitch.criteria.CurvedCriterion)")  # fmt: skip
+                      "at the outputs (hemstitch.criteria.CurvedCriterion); take cross-entropy, lattice-free-mmi or a "
+                      "lattice criterion")  # fmt: skip
 
 
 def check_combination(recipe: Recipe) -> None:
