@@ -89,6 +89,19 @@ def test_probabilities_are_those_of_the_flat_start_and_are_kept(varied, recipe, 
         task.transcripts("train")[0]).cost)  # fmt: skip
 
 
+def test_probabilities_come_with_an_alignment(varied, recipe, tmp_path):
+    runs = {}
+    for kind in ("estimated", "given"):
+        settings = ["--data.unknown_words", "skip", "--train.epochs", "1", "--hmm.probabilities", kind]
+        runs[kind] = train(load_recipe(recipe, settings), tmp_path / kind, QUIET)
+    from_estimated, from_given = (["--start.run", str(runs[kind]), "--start.alignment", "true"] for kind in runs)
+    task, former = task_of(recipe, *from_estimated), load_trained(runs["estimated"], QUIET)[0].task
+    assert task.silence_probability == former.silence_probability != task.recipe.hmm.silence_probability
+    assert task.kept() == former.kept() and task.lexicon.entries == former.lexicon.entries
+    with pytest.raises(ConfigError, match="has estimated none"):
+        task_of(recipe, *from_given, "--hmm.probabilities", "estimated")
+
+
 @pytest.mark.parametrize("settings, message", [
     (["--criterion.kind", "ctc"], "no alignment to count in"),
     (["--criterion.kind", "lattice-free-mmi", "--hmm.topology", "chain"], "no alignment to count in"),

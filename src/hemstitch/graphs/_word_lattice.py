@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hemstitch.errors import MisuseError
 from hemstitch.graphs._lattice import Lattice
 from hemstitch.graphs._lattice_sums import arc_weights
 
@@ -62,8 +63,13 @@ def word_lattice(lattice: Lattice, beam: float = np.inf) -> WordLattice:
         lattice: of the utterance.
         beam: >= 0, links on no path of a cost within it above the best one are left out, in nats after scaling.
 
+    Raises:
+        MisuseError: the lattice is empty.
+
     Cost: arcs of the lattice within the reach of each labelled arc; about 10 ns each.
     """
+    if not lattice.num_states:
+        raise MisuseError("word_lattice: the lattice has no states")
     from hemstitch.graphs import _word_lattice_kernels as kernels
     from hemstitch.graphs._jit import run
 

@@ -41,6 +41,9 @@ class FrameTask(SpeechTask):
         elif former is not None and former.options.alignment:
             self.restore(former.kept)
             self.take_alignment(former)
+            if recipe.hmm.probabilities == "estimated" and not self.estimated:
+                raise ConfigError("hmm.probabilities = 'estimated': the run whose alignment is taken (start.alignment) "
+                                  "has estimated none, and there is no flat start to count in: set it to 'given'")
         else:
             self.flat_start({} if former is None else former.kept)
 

@@ -68,6 +68,7 @@ class SpeechTask:
         lexicon = with_garbage(lexicon) if data.unknown_words == "garbage" else lexicon
         self.lexicon = position_dependent(lexicon) if recipe.hmm.position_dependent else lexicon
         self.silence_probability: float = recipe.hmm.silence_probability
+        self.estimated = False
         self.topology = self.first_topology()
         self.inputs = Inputs(recipe)
         features = self.inputs.fit(self.corpus)
@@ -112,24 +113,25 @@ class SpeechTask:
         if self.recipe.hmm.probabilities == "estimated":
             self.lexicon = estimate_pronunciations(self.lexicon, alignments)
             self.silence_probability = estimate_silence_probability(alignments, self.lexicon.silence)
+            self.estimated = True
             self.use_topology(self.topology)
 
     def kept_probabilities(self) -> dict[str, Any]:
         """What was estimated, for the run folder."""
-        if self.recipe.hmm.probabilities == "given":
+        if not self.estimated:
             return {}
         entries = {w: [p.probability for p in entry] for w, entry in self.lexicon.entries.items() if len(entry) > 1}
         return {"pronunciations": entries, "silence_probability": self.silence_probability}
 
     def restore_probabilities(self, kept: Mapping[str, Any]) -> bool:
-        """Take over what :meth:`kept_probabilities` gave; whether there was anything."""
+        """Take over what :meth:`kept_probabilities` gave, whatever the recipe says; whether there was anything."""
         if "silence_probability" not in kept:
             return False
         entries = dict(self.lexicon.entries)
         for word, values in kept["pronunciations"].items():
             entries[word] = tuple(replace(p, probability=v) for p, v in zip(entries[word], values, strict=True))
         self.lexicon = replace(self.lexicon, entries=entries)
-        self.silence_probability = kept["silence_probability"]
+        self.silence_probability, self.estimated = kept["silence_probability"], True
         self.use_topology(self.topology)
         return True
 
