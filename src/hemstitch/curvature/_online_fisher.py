@@ -72,7 +72,7 @@ class FisherReport:
     Attributes:
         effective_rank: tr(F)^2 / tr(F^2): D if all eigenvalues are equal, 1 if one dominates.
         condition: largest / smallest eigenvalue of F.
-        num_updates: updates since construction or loading.
+        num_updates: updates so far; like the next two it is part of the state that is saved.
         num_refused: updates not made because numbers were not finite.
         num_recovered: updates whose quick factorisation failed or was too inaccurate, and was replaced by an exact
             one.
@@ -263,9 +263,8 @@ class OnlineNaturalGradient:
         y, scale = self.precondition_rows(x, gain=gain, out=out)
         return y, torch.as_tensor(scale, dtype=x.dtype, device=x.device)
 
-    @torch.no_grad()
     def precondition_rows(self, x: Tensor, *, gain: float = 1.0, out: Tensor | None = None) -> tuple[Tensor, Scalar]:
-        """As `precondition`, without its checks, for use inside layers; the scale is a float on the CPU."""
+        """As `precondition` without its checks, where autograd is off already; the scale is a float on the CPU."""
         rows = DenseRows(x)
         learned = self._learn(rows, gain)
         if learned is None:
@@ -274,7 +273,6 @@ class OnlineNaturalGradient:
         y = torch.addmm(x, scores, factor, alpha=-1, out=out)
         return y, _ratio(rows.norm, _norm(y))
 
-    @torch.no_grad()
     def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, Scalar]:
         """As `precondition_rows` for the rows [x, 1] of an affine map with a bias.
 
@@ -290,7 +288,6 @@ class OnlineNaturalGradient:
         norms = _norm(y), _norm(ones)
         return y, ones, _ratio(rows.norm, _root(norms[0] * norms[0] + norms[1] * norms[1]))
 
-    @torch.no_grad()
     def projection(self, rows: Rows, *, gain: float = 1.0) -> tuple[Tensor | None, Scalar]:
         """As `precondition_rows`, for rows that are not a matrix: what to multiply their sums by.
 
@@ -386,7 +383,8 @@ class OnlineNaturalGradient:
 
     def state_dict(self) -> dict[str, Any]:
         """The estimate and its counters; tensors and plain numbers only."""
-        state: dict[str, Any] = {"version": STATE_VERSION, "calls": self._calls, "skipped": self._skipped}
+        state: dict[str, Any] = {"version": STATE_VERSION, "calls": self._calls, "skipped": self._skipped,
+                                 "counts": [self._num_updates, self._num_refused, self._num_recovered]}
         if self._estimate is not None:
             state |= {"factor": self.factor.clone(), "eigenvalues": self.eigenvalues.clone(), "residual": self.residual}
         return state
@@ -407,6 +405,7 @@ class OnlineNaturalGradient:
         self._estimate = None if factor is None else Estimate(
             factor.clone(), state["eigenvalues"].double().cpu().numpy().copy(), float(state["residual"]))
         self._calls, self._skipped = int(state["calls"]), int(state["skipped"])
+        self._num_updates, self._num_refused, self._num_recovered = map(int, state.get("counts", (0, 0, 0)))
 
     def __repr__(self) -> str:
         return (f"OnlineNaturalGradient(rank={self.rank}, update_period={self.update_period}, alpha={self.alpha}, "

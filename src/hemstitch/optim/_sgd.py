@@ -51,6 +51,8 @@ class MaxChangeReport:
         num_global: of these, shortened by the global bound.
         num_component: shortened by the component's bound, by name of the group (or its index).
         last_change: length of the last proposed change, by component.
+        last_shortened: the components that their bound shortened in it.
+        last_global: whether the global bound did.
     """
 
     num_steps: int
@@ -58,6 +60,8 @@ class MaxChangeReport:
     num_global: int
     num_component: dict[str, int]
     last_change: dict[str, float]
+    last_shortened: tuple[str, ...] = ()
+    last_global: bool = False
 
 
 class SGD(UpdateRule):
@@ -104,6 +108,8 @@ class SGD(UpdateRule):
         self._num_steps = self._num_refused = self._num_global = 0
         self._num_component: dict[str, int] = {}
         self._last_change: dict[str, float] = {}
+        self._last_shortened: tuple[str, ...] = ()
+        self._last_global = False
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "l2": l2, "lr_factor": lr_factor, "max_change": max_change,
             "global_max_change": global_max_change, "num_sequences": num_sequences})
@@ -148,6 +154,7 @@ class SGD(UpdateRule):
         lengths = _to_floats([component.length for component in components])
         self._num_steps += 1
         self._last_change = dict(zip((component.name for component in components), lengths, strict=True))
+        self._last_shortened, self._last_global = (), False
         if not all(map(math.isfinite, lengths)):
             self._num_refused += 1
             return False
@@ -158,12 +165,13 @@ class SGD(UpdateRule):
     def _shorten(self, components: list[_Component], lengths: list[float]) -> list[float]:
         """f_c g for each component; counts where they bite."""
         factors = [_bound(component.max_change, length) for component, length in zip(components, lengths, strict=True)]
-        for component, factor in zip(components, factors, strict=True):
-            if factor < 1:
-                self._num_component[component.name] = self._num_component.get(component.name, 0) + 1
+        self._last_shortened = tuple(c.name for c, factor in zip(components, factors, strict=True) if factor < 1)
+        for name in self._last_shortened:
+            self._num_component[name] = self._num_component.get(name, 0) + 1
         total = math.hypot(*(factor * length for factor, length in zip(factors, lengths, strict=True)))
         common = _bound(self.param_groups[0]["global_max_change"], total)
-        self._num_global += common < 1
+        self._last_global = common < 1
+        self._num_global += self._last_global
         return [factor * common for factor in factors]
 
     def _name(self, index: int) -> str:
@@ -172,7 +180,7 @@ class SGD(UpdateRule):
     def report(self) -> MaxChangeReport:
         """How often steps were shortened or refused so far."""
         return MaxChangeReport(self._num_steps, self._num_refused, self._num_global, dict(self._num_component),
-                               dict(self._last_change))
+                               dict(self._last_change), self._last_shortened, self._last_global)
 
 
 class _Component:

@@ -23,6 +23,7 @@ from torch import nn
 from hemstitch.errors import ConfigError, NonFiniteError, RunError
 from hemstitch.sampling import BatchSource
 from hemstitch.train._console import Console
+from hemstitch.train._natural_report import fisher_values
 from hemstitch.train._options import Training
 from hemstitch.train._run_folder import RunFolder
 from hemstitch.train._schedules import Schedule
@@ -332,6 +333,7 @@ class Loop:
             values["gradient_norm"] = window.norm / window.steps
         values |= {name: total / count for name, (total, count) in window.extra.items()}
         values |= getattr(self.strategy, "totals", dict)()
+        values |= fisher_values(self.stateful.get("natural_gradient"))
         if not values:
             return
         self.log("train", values | {"learning_rate": self.optimizer.param_groups[0]["lr"]})

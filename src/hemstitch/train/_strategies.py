@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hemstitch.comm import LocalReducer, Reducer
 from hemstitch.sampling import BatchSource
+from hemstitch.train._natural_report import bounds_met
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class SinglePass:
             backward=self.gradient.backward_cost * batch.samples,
             gradient_norm=norm,
             applied=applied,
-            extra=getattr(objective, "extra", {}),
+            extra=getattr(objective, "extra", {}) | (bounds_met(self.optimizer) if applied else {}),
         )
 
 
@@ -200,7 +201,7 @@ class ClosureSteps:
             backward=len(passes) * self.gradient.backward_cost * batch.samples,
             gradient_norm=norm,
             applied=finite and self._num_refused() == refused,
-            extra=getattr(first, "extra", {}),
+            extra=getattr(first, "extra", {}) | bounds_met(self.optimizer),
         )
 
     def _num_refused(self) -> int:
