@@ -50,16 +50,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hemstitch.curvature._fisher_rows import AffineRows, DenseRows, Rows, Scalar, norm, number, ratio, root
 from hemstitch.curvature._subspace_update import Estimate, Moments, default_estimate, updated
 from hemstitch.errors import ConfigError, MisuseError
 
-Scalar = float | Tensor
-"""A float on the CPU; elsewhere a 0-d tensor, which nobody has to wait for."""
 STATE_VERSION = 1
 _NUM_ALWAYS = 10
 """Updates made at the start whatever the update period."""
@@ -83,76 +82,6 @@ class FisherReport:
     num_updates: int
     num_refused: int
     num_recovered: int
-
-
-class Rows(Protocol):
-    """Rows that an estimate can learn from, however they are stored.
-
-    Attributes:
-        shape: (N, D).
-        like: a tensor of their type and device.
-        norm: |X|.
-    """
-
-    shape: tuple[int, int]
-    like: Tensor
-    norm: Scalar
-
-    def double(self) -> Rows:
-        """The same in double precision."""
-
-    def scores(self, factor: Tensor) -> Tensor:
-        """H = X W', in any layout."""
-
-    def scatter(self, scores: Tensor) -> Tensor:
-        """L = H'H, (rank, rank)."""
-
-    def cross(self, scores: Tensor) -> Tensor:
-        """J = H'X, (rank, D)."""
-
-
-class DenseRows:
-    """`Rows` as a matrix (N, D)."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.like, self.shape, self.norm = x, x.shape, _norm(x)
-
-    def double(self) -> DenseRows:
-        """The same in double precision."""
-        return DenseRows(self.like.double())
-
-    def scores(self, factor: Tensor) -> Tensor:
-        """H = X W', (N, rank)."""
-        return self.like @ factor.T
-
-    def scatter(self, scores: Tensor) -> Tensor:
-        """L = H'H, (rank, rank)."""
-        return scores.T @ scores
-
-    def cross(self, scores: Tensor) -> Tensor:
-        """J = H'X, (rank, D)."""
-        return scores.T @ self.like
-
-
-class AffineRows(DenseRows):
-    """`Rows` [x, 1] of a matrix (N, D) and an appended one, which is never written."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__(x)
-        self.shape = (x.shape[0], x.shape[1] + 1)
-        self.norm = _root(self.norm * self.norm + x.shape[0])
-
-    def double(self) -> AffineRows:
-        """The same in double precision."""
-        return AffineRows(self.like.double())
-
-    def scores(self, factor: Tensor) -> Tensor:
-        """H = [X, 1] W', (N, rank)."""
-        return torch.addmm(factor[:, -1], self.like, factor[:, :-1].T)
-
-    def cross(self, scores: Tensor) -> Tensor:
-        """J = H'[X, 1], (rank, D + 1)."""
-        return torch.cat([scores.T @ self.like, scores.sum(0)[:, None]], 1)
 
 
 class OnlineNaturalGradient:
@@ -271,7 +200,7 @@ class OnlineNaturalGradient:
             return (x if out is None or out is x else out.copy_(x)), 1.0
         scores, factor = learned
         y = torch.addmm(x, scores, factor, alpha=-1, out=out)
-        return y, _ratio(rows.norm, _norm(y))
+        return y, ratio(rows.norm, norm(y))
 
     def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, Scalar]:
         """As `precondition_rows` for the rows [x, 1] of an affine map with a bias.
@@ -285,8 +214,8 @@ class OnlineNaturalGradient:
             return x, x.new_ones(len(x)), 1.0
         scores, factor = learned
         y, ones = torch.addmm(x, scores, factor[:, :-1], alpha=-1), 1.0 - scores @ factor[:, -1]
-        norms = _norm(y), _norm(ones)
-        return y, ones, _ratio(rows.norm, _root(norms[0] * norms[0] + norms[1] * norms[1]))
+        norms = norm(y), norm(ones)
+        return y, ones, ratio(rows.norm, root(norms[0] * norms[0] + norms[1] * norms[1]))
 
     def projection(self, rows: Rows, *, gain: float = 1.0) -> tuple[Tensor | None, Scalar]:
         """As `precondition_rows`, for rows that are not a matrix: what to multiply their sums by.
@@ -303,8 +232,8 @@ class OnlineNaturalGradient:
             return None, 1.0
         scores, factor = learned
         scatter = rows.scatter(scores).double()
-        explained = _number(2 * scatter.trace() - (scatter * (factor @ factor.T)).sum())
-        return factor, _ratio(rows.norm, _root(rows.norm * rows.norm - explained))
+        explained = number(2 * scatter.trace() - (scatter * (factor @ factor.T)).sum())
+        return factor, ratio(rows.norm, root(rows.norm * rows.norm - explained))
 
     def _learn(self, rows: Rows, gain: float) -> tuple[Tensor, Tensor] | None:
         """The rows' scores under the estimate so far, and its factor; then the update, if due."""
@@ -410,27 +339,6 @@ class OnlineNaturalGradient:
     def __repr__(self) -> str:
         return (f"OnlineNaturalGradient(rank={self.rank}, update_period={self.update_period}, alpha={self.alpha}, "
                 f"schedule={self.schedule!r}{', frozen' if self.frozen else ''})")
-
-
-def _norm(x: Tensor) -> Scalar:
-    return _number(torch.linalg.vector_norm(x))
-
-
-def _number(x: Tensor) -> Scalar:
-    """A number on the CPU; elsewhere left where it is, so that nothing waits for it."""
-    return x.item() if x.device.type == "cpu" else x
-
-
-def _root(square: Scalar) -> Scalar:
-    """Square root of a sum of squares, which rounding may have made negative."""
-    return square.clamp(min=0).sqrt() if isinstance(square, Tensor) else math.sqrt(max(square, 0.0))
-
-
-def _ratio(norm: Scalar, new_norm: Scalar) -> Scalar:
-    """norm / new_norm; 1 where both are zero, the new one underflowed, or a number is not finite."""
-    if isinstance(norm, Tensor) or isinstance(new_norm, Tensor):
-        return (norm / new_norm).nan_to_num(1.0, 1.0)
-    return norm / new_norm if new_norm > 0 and norm < math.inf else 1.0
 
 
 def _check(condition: bool, message: str) -> None:

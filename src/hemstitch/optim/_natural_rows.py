@@ -1,4 +1,4 @@
-"""Rows of convolutions for Fisher estimates, never written out as a matrix; see `hemstitch.curvature.Rows`."""
+"""Rows of convolutions for Fisher estimates, never written out as a matrix; see `hemstitch.curvature._fisher_rows`."""
 
 from __future__ import annotations
 
