@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hemstitch.curvature import OnlineNaturalGradient
+from hemstitch.errors import MisuseError
 from hemstitch.optim import SGD, Backstitch, NaturalGradient, component_groups
 from hemstitch.testing import tiny_convnet, tiny_mlp
 
@@ -184,3 +185,36 @@ def test_distributed_model_with_natural_gradient_put_on_it_afterwards(tmp_path):
         assert list(natural.layers) == ["module.0", "module.2", "module.4"]
         assert isinstance(natural.layers["module.0"].sides["in"], OnlineNaturalGradient)
         assert natural.report()["module.4"]["out"].num_updates > 0
+
+
+# -- trainers that make one pass and step themselves -----------------------------------------------------------
+
+
+def test_up_to_step_leaves_the_last_step_to_the_trainer():
+    problem, optimizer = setup()
+    losses = []
+    for index in range(6):
+        losses.append(optimizer.up_to_step(lambda: backward(problem.evaluate(index))))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(flat(problem), reference()) and optimizer.report().num_pairs == 3
+    assert losses[0] == setup()[0].evaluate(0)
+
+
+def test_up_to_step_refuses_accumulation_and_takes_a_failed_pass_back():
+    problem, optimizer = setup()
+    before = flat(problem)
+    optimizer.up_to_step(lambda: backward(problem.evaluate(0)))
+    with pytest.raises(MisuseError, match="phases"):
+        optimizer.up_to_step(lambda: backward(problem.evaluate(1)))
+    optimizer.abandon()
+    assert torch.equal(flat(problem), before)
+    passes = iter([0, None])
+    with pytest.raises(TypeError):
+        optimizer.up_to_step(lambda: backward(problem.evaluate(0 if next(passes) == 0 else "x")))
+    assert torch.equal(flat(problem), before) and optimizer.state_dict()["backstitch"] == {"num_batches": 0}
+
+
+def backward(loss):
+    loss.backward()
+    return loss.detach()

@@ -246,6 +246,41 @@ class Backstitch(UpdateRule):
         self._announced, self._token = True, token
         return passes.enter()
 
+    def up_to_step(self, closure: Callable[[], Any]) -> Any:
+        """All of a minibatch but its last ``step()``, for trainers that make that themselves after one pass.
+
+        Of a pair the first pass and its step are made here, then the second pass, whose gradients are left for the
+        trainer's step.
+
+        Args:
+            closure: forward and backward, and what the trainer does to gradients before its step (clipping); returns
+                the loss. Gradients must be clear before.
+
+        Returns:
+            The loss at the parameters before the minibatch.
+
+        Raises:
+            MisuseError: the step of the minibatch before never came, as where gradients are accumulated over several
+                calls.
+        """
+        if self._passes is not None:
+            raise MisuseError("up_to_step() again before the step() of the minibatch before: for gradients accumulated "
+                              "over several calls use `for _ in optimizer.phases():` in a loop of your own, or one "
+                              "call (gradient_accumulation_steps = 1) with larger batches")
+        token = object()
+        try:
+            name = self.begin(token)
+            loss = closure()
+            if name == "first":
+                self.step()
+                self.zero_grad()
+                self.begin(token)
+                closure()
+        except BaseException:
+            self.abandon()
+            raise
+        return loss
+
     # -- one minibatch -----------------------------------------------------------------------------------------
 
     def _new_passes(self, pair: bool = True) -> Passes:
