@@ -200,6 +200,18 @@ def _add_speech(commands):  # type: ignore[no-untyped-def]
     command.add_argument("--resample", action="store_true", help="convert other sampling rates on the way")
     _add_details(command)
     command.epilog = "Settings: --decode.beam VALUE and so on."
+    command = _add(commands, "rescore", _rescore, "n-best lists of a run judged by a language model of another",
+                   takes_settings=True)  # fmt: skip
+    command.add_argument("run", type=Path)
+    command.add_argument("model", type=Path, help="a run on text, such as of the recipe text-rnnlm")
+    command.add_argument("--part", default="test", choices=("dev", "test"), help="which part (default: test)")
+    command.add_argument("--best", type=int, default=20, metavar="N", help="sentences in a list (default: 20)")
+    command.add_argument("--weights", default="0,0.25,0.5,0.75,1", metavar="W,W",
+                         help="shares of the new model in the place of the n-gram; the best on dev is taken "
+                              "(default: 0,0.25,0.5,0.75,1)")  # fmt: skip
+    command.add_argument("--lattice-beam", type=float, default=8.0, metavar="NATS",
+                         help="largest cost of a sentence above the best (default: 8)")  # fmt: skip
+    command.epilog = "Settings: --decode.beam VALUE and so on."
 
 
 def _add_details(command):  # type: ignore[no-untyped-def]
@@ -337,6 +349,17 @@ def _transcribe(arguments: argparse.Namespace) -> int:
 
     return commands.transcribe(arguments.run, arguments.files, arguments.format, arguments.out, arguments.settings,
                                arguments.longest, arguments.resample, commands.Details.of(arguments))  # fmt: skip
+
+
+def _rescore(arguments: argparse.Namespace) -> int:
+    from hemstitch import commands
+
+    try:
+        weights = [float(weight) for weight in arguments.weights.split(",")]
+    except ValueError:
+        raise ConfigError(f"--weights must be numbers such as 0,0.5,1, got {arguments.weights!r}") from None
+    return commands.rescore(arguments.run, arguments.model, arguments.part, arguments.best, weights,
+                            arguments.lattice_beam, arguments.settings)  # fmt: skip
 
 
 def _data(arguments: argparse.Namespace) -> int:

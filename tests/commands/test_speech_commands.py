@@ -288,3 +288,53 @@ def test_a_run_with_copies_and_the_speaker_s_vector_transcribes(capsys, corpus, 
     soundfile.write(tmp_path / "new.wav", samples, RATE)
     assert run(capsys, "transcribe", path, tmp_path / "new.wav")[1].endswith(": TWO ONE TEN\n")
     assert run(capsys, "align", path, "--part", "test", "--out", tmp_path / "ali")[0] == 0
+
+
+# -- another language model ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    """A run on text that knows two of the three words, in small letters."""
+    folder = tmp_path_factory.mktemp("text")
+    for part, count in (("train", 60), ("dev", 20), ("test", 20)):
+        (folder / f"{part}.txt").write_text("one two\ntwo one one\n" * count)
+    files = "\n".join(f'{part} = "{folder / part}.txt"' for part in ("train", "dev", "test"))
+    (folder / "recipe.toml").write_text(f"""
+[data]
+kind = "text"
+chunk = 4
+{files}
+[model]
+embedding = 4
+num_cells = 4
+num_recurrent = 4
+[update]
+kind = "adam"
+[train]
+epochs = 1
+batch_size = 4
+""")
+    return train(load_recipe(folder / "recipe.toml"), folder / "run", Console(quiet=True))
+
+
+def test_rescoring_tells_before_and_after(trained, language_model, capsys):
+    status, out, _ = run(capsys, "rescore", trained, language_model, "--best", 5, "--weights", "0,0.1")
+    assert status == 0 and out.count("test WER") == 3 and "(chosen)" in out
+    assert "1 words are unknown" in out and "TEN" in out
+    rows = [json.loads(line) for line in (trained / "rescore" / "test.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and all(row["hypothesis"] == row["reference"] for row in rows)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--weights", "2"], "from 0"), (["--weights", "x"], "numbers"), (["--best", "0"], "at least one sentence"),
+    (["--model.hidden", "[3]"], "--decode"),
+])  # fmt: skip
+def test_rescoring_that_cannot_be(trained, language_model, capsys, arguments, message):
+    status, _, error = run(capsys, "rescore", trained, language_model, *arguments)
+    assert status == 2 and message in error
+
+
+def test_rescoring_needs_a_run_on_text(trained, capsys):
+    status, _, error = run(capsys, "rescore", trained, trained)
+    assert status == 2 and "not a language model" in error

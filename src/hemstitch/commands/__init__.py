@@ -8,6 +8,7 @@ from hemstitch.commands._experiments import run_cross_validation, run_sweep
 from hemstitch.commands._lm import estimate_language_model
 from hemstitch.commands._plan import show_plan
 from hemstitch.commands._reproduce import list_entries, reproduce, write_combinations, write_markdown
+from hemstitch.commands._rescore import rescore
 from hemstitch.commands._run import decode, resume, score, train
 from hemstitch.commands._show import print_config, show_dry_run, show_lists, show_settings
 from hemstitch.commands._speech import align, export_loglikelihoods, export_onnx
@@ -29,6 +30,7 @@ __all__ = [
     "list_entries",
     "print_config",
     "reproduce",
+    "rescore",
     "resume",
     "run_cross_validation",
     "run_sweep",

@@ -55,6 +55,7 @@ from hemstitch.speech._ngram import Perplexity, estimate_ngrams, perplexity
 from hemstitch.speech._positions import position_dependent
 from hemstitch.speech._questions import phone_questions
 from hemstitch.speech._resample import resample
+from hemstitch.speech._rescore import BestLists, Candidate, rescore
 from hemstitch.speech._score import ErrorCounts, WordErrorRate, word_error_rate
 from hemstitch.speech._speaker_embedding import SpeakerEmbedding, append_embedding
 from hemstitch.speech._spoken import estimate_pronunciations, estimate_silence_probability
@@ -70,7 +71,9 @@ __all__ = [
     "Alignment",
     "Alternative",
     "AugmentOptions",
+    "BestLists",
     "BrokenUtterance",
+    "Candidate",
     "Corpus",
     "DecodeOptions",
     "DecodingGraph",
@@ -137,6 +140,7 @@ __all__ = [
     "read_kaldi_alignment",
     "read_kaldi_phones",
     "resample",
+    "rescore",
     "resolve_unknown",
     "scaled_loglikelihoods",
     "speed_perturbed",
