@@ -18,9 +18,10 @@ class Lost(Exception):
 class FakeEngine:
     """``get``, ``wait`` and the exceptions."""
 
-    exceptions = SimpleNamespace(RayActorError=Lost, OwnerDiedError=Lost, ObjectLostError=Lost)
+    exceptions = SimpleNamespace(RayActorError=Lost, OwnerDiedError=Lost, ObjectLostError=Lost,
+                                 GetTimeoutError=TimeoutError)
 
-    def get(self, future):
+    def get(self, future, timeout=None):
         if isinstance(future.value, Exception):
             raise future.value
         return future.value

@@ -1,6 +1,7 @@
 """Server processes and workers' links, without an engine: what is counted, repeated, refused and restored."""
 
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hemstitch.errors import ConfigError, RunError
 from hemstitch.parallel import AsynchronousSimulation, Bound, Cluster, StepRule
 from hemstitch.parallel._replica import Replica
 from hemstitch.parallel._server_shards import shard_cuts, shard_rule
-from hemstitch.parallel.ray import _engine, _link
+from hemstitch.parallel.ray import _engine, _link, _server
 from hemstitch.parallel.ray._ledger import Kind, Ledger, Record, read_records
 from hemstitch.parallel.ray._link import Layout, Link, Numbered, RealTimes
 from hemstitch.parallel.ray._real_clock import RealClock
@@ -259,3 +260,28 @@ def test_without_the_engine_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ConfigError, match=r"hemstitch\[parallel\]"):
         _engine.import_ray()
+
+
+# -- machines that are too slow ----------------------------------------------------------------------------------------
+
+
+def test_a_shard_that_never_answers_ends_the_run_with_a_message(monkeypatch):
+    monkeypatch.setattr(_server, "START_SECONDS", 0.02)
+    monkeypatch.setattr(_server, "RETRY_SECONDS", 0.001)
+    server = _server.RemoteServer.__new__(_server.RemoteServer)
+    calls = []
+    dead = Handle(None, {"status": lambda: calls.append(0) or "before"})
+    server._ray, server._patience, server.shards = FakeEngine(), 0.02, [dead]
+    with pytest.raises(RunError, match="shard 0 .* has not answered"):
+        server._call(0, "status")
+    assert len(calls) > 1
+
+
+def test_an_engine_that_cannot_start_is_a_message(monkeypatch):
+    class Slow:
+        def init(self, **options):
+            raise Exception("the node timed out during startup\nand more")
+
+    monkeypatch.setattr(_engine, "_loopback", nullcontext)
+    with pytest.raises(RunError, match=r"did not start on this machine \(the node timed out during startup\)"):
+        _engine._start(Slow(), num_cpus=1, store_bytes=1)

@@ -56,7 +56,7 @@ def connected(address: str = "", *, num_cpus: int = 2, store_bytes: int = 0, num
 
     Raises:
         ConfigError: the engine is not installed, or there is too little memory or shared memory.
-        RunError: the cluster does not answer, or refuses the token.
+        RunError: the engine cannot start, or the cluster does not answer or refuses the token.
     """
     if not address:
         store_bytes = max(store_bytes, LEAST_STORE)
@@ -109,10 +109,15 @@ def available_memory() -> int | None:
 
 
 def _start(ray: ModuleType, num_cpus: int, store_bytes: int) -> None:
-    with _loopback():
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=store_bytes,
-                 _node_ip_address="127.0.0.1", log_to_driver=False, configure_logging=False,
-                 logging_level=logging.ERROR)
+    try:
+        with _loopback():
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=store_bytes,
+                     _node_ip_address="127.0.0.1", log_to_driver=False, configure_logging=False,
+                     logging_level=logging.ERROR)
+    except Exception as error:  # the engine raises nothing narrower
+        raise RunError(f"Ray did not start on this machine ({str(error).splitlines()[0]}). A machine that is very busy "
+                       "is too slow for Ray's own limits: try again, or train without processes (parallel.kind = "
+                       "'simulated-async').") from error
 
 
 def _join(ray: ModuleType, address: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hemstitch.errors import RunError
 from hemstitch.parallel._bounded_step import StepRule
 from hemstitch.parallel._server_shards import shard_cuts, shard_rule
 from hemstitch.parallel._staleness import StalenessHistogram
@@ -132,12 +133,21 @@ class RemoteServer:
         self.status[number] = status
 
     def _call(self, number: int, method: str, *args: Any) -> Any:
-        """The result of a call, repeated until there is one."""
+        """The result of a call, repeated until there is one.
+
+        Raises:
+            RunError: there is none for minutes.
+        """
         deadline = time.monotonic() + self._patience + START_SECONDS
         while True:
             try:
                 return self._ray.get(getattr(self.shards[number], method).remote(*args), timeout=START_SECONDS)
-            except (*lost_errors(self._ray), self._ray.exceptions.GetTimeoutError):
+            except (*lost_errors(self._ray), self._ray.exceptions.GetTimeoutError) as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise RunError(
+                        f"shard {number} of the parameter server has not answered for "
+                        f"{self._patience + START_SECONDS:g} s ({type(error).__name__}). Is this machine, or the "
+                        "cluster, too busy to start processes, or out of memory? Try fewer processes "
+                        "(parallel.processes) and shards, or a longer parallel.patience."
+                    ) from None
                 time.sleep(RETRY_SECONDS)
