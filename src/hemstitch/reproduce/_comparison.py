@@ -157,11 +157,14 @@ def compare(results: Results) -> Outcome:
     ahead = sorted(names, key=lambda name: float(errors.rates[names.index(name)].mean()))
     sure = [name for name in ahead if said.get(name) == "better"]
     worse = [name for name in ahead if said.get(name) == "worse"]
+    open_ended = [name for name, r in results.items() if any("end of what was tried" in t for t in r["at_the_end"])]
     summary = (
         f"{int(errors.words.sum())} words of {len(errors.words)} speakers in {FOLDS} folds, each method tuned on dev; "
         "one seed, so the intervals (paired bootstrap over speakers) do not say how other seeds would do. Fewer errors "
         f"than {BASELINE} beyond chance: {', '.join(sure) or 'none'}; more: {', '.join(worse) or 'none'}. In the order "
-        f"of errors: {', '.join(ahead)}."
+        f"of errors: {', '.join(ahead)}. The best setting tried was an end of its grid, and a wider one may find "
+        f"better, for {', '.join(open_ended) or 'none'}; settings were chosen by the dev loss, each method having its "
+        "own grid."
     )
     verdict = "reproduced" if sure and len(sure) == len(said) else "partly" if sure else "not reproduced"
     return Outcome(verdict=verdict, summary=summary, rows=rows,
