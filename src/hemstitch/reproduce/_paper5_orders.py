@@ -20,7 +20,7 @@ from hemstitch.reproduce._paper5_data import image_network, regression_network
 from hemstitch.reproduce._paper5_runs import Experiment, Size, joined, parts_of, roughness
 
 SMOKE = Size(width=8, num_steps=8, look_every=1, slice=5, seeds=2, num_looked=20)
-SMOKE_CONVOLUTIONS = replace(SMOKE, width=1 / 64, num_steps=4, slice=4, seeds=1, num_looked=8)
+SMOKE_CONVOLUTIONS = replace(SMOKE, width=1 / 64, num_steps=2, slice=2, seeds=1, num_looked=4)
 
 
 def sizes(smoke: Size, laptop: Size, paper: Size) -> dict[Scale, Size]:
