@@ -22,15 +22,24 @@ from hemstitch.reproduce._tuned import (
 
 ADAMW: Settings = {"gradient.kind": "plain", "update.kind": "adamw"}
 DAMPINGS = (0.01, 0.1)
-RATES: Mapping[str, tuple[float, ...]] = {
-    "natural gradient": (0.5, 1.0, 2.0, 4.0),
-    "momentum SGD": (0.02, 0.05, 0.1, 0.2),
-    "AdamW": (5e-4, 1e-3, 2e-3, 4e-3),
-    "SOAP": (5e-4, 1e-3, 2e-3, 4e-3),
-    "K-FAC": (0.03, 0.1, 0.3),
+RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "AN4": {
+        "natural gradient": (0.5, 1.0, 2.0, 4.0, 8.0),
+        "momentum SGD": (0.02, 0.05, 0.1, 0.2),
+        "AdamW": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+        "SOAP": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3),
+        "K-FAC": (0.03, 0.1, 0.3),
+    },
+    "Fashion-MNIST": {
+        "natural gradient": (0.5, 1.0, 2.0, 4.0),
+        "momentum SGD": (0.02, 0.05, 0.1, 0.2),
+        "AdamW": (5e-4, 1e-3, 2e-3, 4e-3),
+        "SOAP": (1e-3, 2e-3, 4e-3, 8e-3),
+        "K-FAC": (0.03, 0.1, 0.3),
+    },
 }
 TUNED: Mapping[str, Mapping[str, float]] = {
-    "AN4": {"natural gradient": 2.0, "momentum SGD": 0.1, "AdamW": 1e-3, "SOAP": 2e-3, "K-FAC": 0.1},
+    "AN4": {"natural gradient": 4.0, "momentum SGD": 0.1, "AdamW": 4e-3, "SOAP": 8e-3, "K-FAC": 0.1},
     "Fashion-MNIST": {"natural gradient": 1.0, "momentum SGD": 0.1, "AdamW": 1e-3, "SOAP": 2e-3, "K-FAC": 0.1},
 }
 
@@ -39,7 +48,7 @@ def contenders(data: str) -> dict[str, Contender]:
     """Ours, torch's, and those of other libraries that are installed."""
 
     def contender(kind: str, settings: Settings, change: object = None) -> Contender:
-        return Contender(settings=settings, rates=RATES[kind], tuned=TUNED[data][kind], change=change)
+        return Contender(settings=settings, rates=RATES[data][kind], tuned=TUNED[data][kind], change=change)
 
     found = {"natural gradient": contender("natural gradient", NATURAL),
              "momentum SGD": contender("momentum SGD", MOMENTUM), "AdamW": contender("AdamW", ADAMW)}  # fmt: skip
