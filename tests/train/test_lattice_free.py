@@ -113,6 +113,23 @@ def test_shifts_take_turns_and_every_item_has_each_in_three_epochs(recipe):
     assert torch.equal(a[:, 2:], b[:, :-2]) and not torch.equal(a, b)
 
 
+def test_scores_can_be_the_mean_over_first_frames(recipe):
+    averaged = build_run(load_recipe(recipe, [*LATTICE_FREE, "--decode.average_shifts", "true"]), QUIET)
+    part, model = averaged.task.parts["dev"], averaged.model
+    for parameter in model.parameters():  # the output layer begins at zero
+        torch.nn.init.normal_(parameter, std=0.3)
+    scores, offsets = averaged.task.scores(model, part)
+    frames, expected = part.windows.utterance(1), 0
+    with torch.no_grad():
+        for shift in range(3):
+            later = frames[[min(t + shift, len(frames) - 1) for t in range(len(frames))]]
+            expected = expected + model.eval()(later[None])[0] / 3
+    torch.testing.assert_close(scores[offsets[1]:offsets[2]], expected)
+    assert not torch.allclose(scores[offsets[1]:offsets[2]], model(frames[None])[0].detach())
+    with pytest.raises(ConfigError, match="average_shifts is for criterion.kind = 'lattice-free-mmi'"):
+        load_recipe(recipe, ["--decode.average_shifts", "true"])
+
+
 def test_weights_of_utterances_scale_their_gradient(tiny_corpus, tmp_path):
     corpus = tmp_path / "corpus"
     shutil.copytree(tiny_corpus, corpus)

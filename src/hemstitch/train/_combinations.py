@@ -102,6 +102,11 @@ RULES: list[Rule] = [
         "masks of [augment] with criterion.unit = 'frame': the outer gradient is of the whole utterance, unmasked. Set "
         "criterion.unit = 'utterance', or augment.time_masks = 0 and augment.frequency_masks = 0",
     ),
+    (
+        lambda r: _is(r, "data", "speech") and r.decode.average_shifts and not _is(r, "criterion", "lattice-free-mmi"),
+        "decode.average_shifts is for criterion.kind = 'lattice-free-mmi', whose networks skip frames and are trained "
+        "from each first frame. Set it to false",
+    ),
 ]
 """(whether it applies, what to say)"""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +36,8 @@ from hemstitch.train._options import LatticeFreeMmi
 from hemstitch.train._pieces import Pieces, Stretches, chunks, whole_utterances
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._run_folder import RunFolder
-from hemstitch.train._speech import SpeechTask, first_head, make_topology
+from hemstitch.train._speech import SpeechTask, first_head, make_topology, part_outputs
+from hemstitch.train._speech_data import Part
 from hemstitch.train._start import FormerRun
 from hemstitch.train._strategies import Batch
 
@@ -194,6 +196,10 @@ class LatticeFreeTask(SpeechTask):
             "model.subsampling), or phones in an order that the denominator's language model has never seen (lower "
             "criterion.lm_order)"
         )
+
+    def scores(self, model: nn.Module, part: Part) -> tuple[Tensor, np.ndarray]:
+        """(row, pdf) scores; the mean over the shifts of training if the recipe says so."""
+        return part_outputs(model, part, model.subsampling if self.recipe.decode.average_shifts else 1)
 
     # -- training ----------------------------------------------------------------------------------------------------
 

@@ -287,17 +287,28 @@ def make_topology(hmm: Hmm, lexicon: Lexicon) -> Topology:
     return Topology.left_to_right(lexicon.phones, hmm.states_per_phone, hmm.silence_states)
 
 
-def part_outputs(model: nn.Module, part: Part) -> tuple[Tensor, np.ndarray]:
+def part_outputs(model: nn.Module, part: Part, shifts: int = 1) -> tuple[Tensor, np.ndarray]:
     """(row, pdf) network outputs of all utterances, on the CPU, and (utterance + 1,) offsets of their rows.
 
     The model is left in training mode.
+
+    Args:
+        model: the network.
+        part: the utterances.
+        shifts: the outputs are the mean of those with so many first frames, the last frame repeated at the end.
     """
     assert part.windows is not None
     model.eval()
     with torch.no_grad():
-        outputs = [first_head(model(part.windows.utterance(i)[None]))[0].cpu() for i in range(len(part.utterances))]
+        outputs = [first_head(model(shifted(part.windows.utterance(i), shifts))).mean(0).cpu()
+                   for i in range(len(part.utterances))]  # fmt: skip
     model.train()
     return torch.cat(outputs), np.concatenate([[0], np.cumsum([len(o) for o in outputs])])
+
+
+def shifted(frames: Tensor, shifts: int) -> Tensor:
+    """(time, feature) -> (shift, time, feature), each shift begins one frame later and repeats the last frame."""
+    return torch.stack([torch.cat([frames[s:], frames[-1:].expand(s, -1)]) for s in range(shifts)])
 
 
 def first_head(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:

@@ -78,6 +78,8 @@ class Decoding:
         word_penalty: cost of each word in nats, candidates; the best on dev is used.
         language_model: name of an ARPA file in the corpus folder (`hemstitch lm` makes some); or "3-gram" and the like:
             of the training transcripts. That of the training criterion may be another, weaker one.
+        average_shifts: for networks with lattice-free MMI that skip frames: scores are the mean over beginnings at each
+            of the frames, as training took them in turn, at so many times the cost.
     """
 
     beam: float = 12.0
@@ -86,6 +88,7 @@ class Decoding:
     prior_scale: tuple[float, ...] = (0.4, 0.7, 1.0)
     word_penalty: tuple[float, ...] = (0.0, 2.0)
     language_model: str = "lm.arpa"
+    average_shifts: bool = False
 
     def __post_init__(self) -> None:
         above(0, self, "beam", "acoustic_scale")
