@@ -118,6 +118,16 @@ def size_of(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"{many}, {runs[0]['steps'][-1]} steps, {gradients:,} gradients; ranges are the extremes over seeds."
 
 
+def progress_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A word of warning where training has hardly begun: the theory is about its end."""
+    curves = [run["forward"]["train loss"] for run in runs]
+    first, last = mean(curve[0] for curve in curves), mean(curve[-1] for curve in curves)
+    if last < first / 2:
+        return ""
+    return (f" The forward order's training loss has only fallen from {first:.3g} to {last:.3g}: so early the theory, "
+            "which is of maps that contract, promises nothing.")
+
+
 def steadier(results: Mapping[str, dict[str, Any]]) -> Outcome:
     """Is the backward curve smoother?"""
     runs = joined(results)
@@ -128,7 +138,7 @@ def steadier(results: Mapping[str, dict[str, Any]]) -> Outcome:
         verdict=verdict(ratios),
         summary=f"The training loss of the forward order is {min(ratios):.2g} to {max(ratios):.2g} times as rough as "
                 f"that of the backward order; the backward order's is the lower one on {lower} of {len(runs)} seeds. "
-                f"{size_of(runs)}",
+                f"{size_of(runs)}{'' if min(ratios) > 1 else progress_of(runs)}",
         rows=rows_of(runs),
         plots=plots_of(runs),
     )  # fmt: skip
