@@ -51,6 +51,14 @@ def test_pictures_of_a_run_are_shown_and_damaged_ones_named(make_run, parse):
     assert "Ages of gradients" in text and "cut.json is no picture of ours" in text
 
 
+def test_what_never_changed_is_a_line_of_text(make_run, parse):
+    folder = make_run()
+    lines = [{"step": step, "split": "train", "name": "skipped", "value": 0} for step in range(3)]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    assert "The same throughout: skipped 0." in parse(write_report(folder)).text
+
+
 def test_report_of_a_killed_run_says_so(make_run, parse):
     folder = make_run()
     (folder / "result.json").unlink()

@@ -54,6 +54,7 @@ def test_every_kind_goes_down_and_resumes_to_the_same_bits(speech, tmp_path, mon
     whole = train(recipe, tmp_path / "whole", QUIET)
     assert values(whole, "dev", "loss")[-1] < start["loss"]
     assert {"wer", "error", "left_out"} <= start.keys() and values(whole, "dev", "left_out") == [0.0, 0.0]
+    assert not values(whole, "train", "error")  # nothing is counted frame by frame
     assert values(whole, "train", "cancelled_frames") and values(whole, "train", "arcs_per_frame")[0] > 1
     assert errors(whole) <= errors(speech[1])
     original = _loop.Loop.one_step
@@ -138,6 +139,7 @@ def test_hessian_free_steps_on_a_lattice_criterion(speech, tmp_path, kind):
     before = build_run(recipe, QUIET)
     start = before.task.evaluate(before.model)["loss"]
     folder = train(recipe, tmp_path / "run", QUIET)
+    assert not values(folder, "train", "error")
     assert values(folder, "train", "accepted") == [1.0] and values(folder, "dev", "loss")[-1] < start
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from hemstitch.report._html import Html, element, tabs
+from hemstitch.report._html import Html, element, join, tabs
 from hemstitch.report._plots import Series, line_plot
 from hemstitch.report._run import Curve, Run
+from hemstitch.report._text import number
 
 AXES = {"steps": "step", "passes": "passes", "wall time": "wall_seconds", "CPU time": "cpu_seconds"}
 _LABELS = {
@@ -83,9 +84,18 @@ def run_curves(run: Run) -> Html:
 def run_diagnostics(run: Run, leave_out: Callable[[str], bool] | None = None) -> Html:
     """Every other metric of a run against steps, but those that are shown elsewhere, and pictures of its state."""
     names = [name for name in _names([run]) if not is_main(name) and not (leave_out and leave_out(name))]
-    plots = [metric_plot(run, name, "steps") for name in names]
+    constant = {name: value for name in names if (value := _constant(run, name)) is not None}
+    plots = [metric_plot(run, name, "steps") for name in names if name not in constant]
     plots += [_diagram(content) for content in run.diagrams.values()]
-    return element("div", *plots, class_="plots") if plots else Html()
+    said = "; ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in constant.items())
+    shown = element("div", *plots, class_="plots") if plots else None
+    return join((shown, element("p", f"The same throughout: {said}.", class_="quiet") if said else None))
+
+
+def _constant(run: Run, name: str) -> float | None:
+    """The value that a metric has on every line, all splits together; None where it changes or is not finite."""
+    values = np.concatenate([curve.value for (_, metric), curve in run.curves.items() if metric == name])
+    return float(values[0]) if np.isfinite(values[0]) and np.all(values == values[0]) else None
 
 
 def _diagram(content: Mapping[str, Any]) -> Html:
@@ -105,8 +115,8 @@ def metric_plot(run: Run, name: str, axis: str) -> Html:
 
 def title_of(name: str, split: str = "") -> str:
     """A metric's name as a caption."""
-    words = f"{split} {name}".replace("_", " ").strip()
-    return words[:1].upper() + words[1:]
+    words = f"{split} {name}".replace("_", " ").replace("non finite", "non-finite").strip()
+    return "CPU" + words[3:] if words.startswith("cpu ") else words[:1].upper() + words[1:]
 
 
 def _series(split: str, color: int, curve: Curve, axis: str, scale: float) -> Series:

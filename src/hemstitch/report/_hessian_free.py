@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from hemstitch.report._curves import title_of
 from hemstitch.report._html import Html, element
 from hemstitch.report._plots import Series, line_plot, scatter_plot
 from hemstitch.report._run import Run
@@ -12,7 +11,7 @@ _ROLES = ("gradient", "curvature", "evaluate")
 _TOGETHER = {
     "Samples per pass": [f"samples_{role}" for role in _ROLES[:2]],
     "Seconds of a step": [f"seconds_{role}" for role in _ROLES],
-    "Processor seconds of a step": [f"cpu_seconds_{role}" for role in _ROLES],
+    "CPU seconds of a step": [f"cpu_seconds_{role}" for role in _ROLES],
     "Passes of a step": [f"passes_{role}" for role in _ROLES],
     "Held-out loss, before and after the step": ["held_out_loss", "held_out_loss_after"],
     "Damping": ["damping"],
@@ -55,6 +54,11 @@ def _iterations(run: Run) -> Html:
 def _lines(run: Run, names: Sequence[str]) -> list[Series]:
     known = [(name, run.curves["train", name]) for name in names if ("train", name) in run.curves]
     return [
-        Series(x=curve.step, y=curve.value, label=title_of(name) if len(known) > 1 else "", color=color)
+        Series(x=curve.step, y=curve.value, label=_label(name) if len(known) > 1 else "", color=color)
         for color, (name, curve) in enumerate(known)
     ]
+
+
+def _label(name: str) -> str:
+    """What sets a metric apart from the others of its picture."""
+    return "before" if name == "held_out_loss" else name.split("_")[-1]

@@ -109,6 +109,7 @@ def line_plot(
             axes.yaxis.set_minor_formatter(lambda value, _: "")
         if percent:
             axes.yaxis.set_major_formatter(_percent)
+        _count_in_integers(axes, series)
 
     return _figure(paint, series, title=title, x_label=x_label)
 
@@ -120,6 +121,7 @@ def scatter_plot(series: Sequence[Series], *, title: str, x_label: str = "", y_l
         for k, dots in enumerate(series):
             area = (3 * dots.width) ** 2
             axes.scatter(dots.x, dots.y, area, _SERIES[dots.color % 8], alpha=dots.opacity, gid=f"series-{k}", lw=0)
+        _count_in_integers(axes, series)
 
     return _figure(paint, series, title=f"{title} ({y_label})" if y_label else title, x_label=x_label)
 
@@ -169,6 +171,13 @@ def _edges(values: np.ndarray, bins: int) -> np.ndarray:
     if high - low < 2 * bins and np.array_equal(values, values.round()):
         return np.arange(low, high + 2) - 0.5
     return np.histogram_bin_edges(values, bins)
+
+
+def _count_in_integers(axes: Axes, series: Sequence[Series]) -> None:
+    """No tick between two steps."""
+    places = np.concatenate([*(np.asarray(line.x, dtype=float) for line in series), []])
+    if len(places) and np.array_equal(places, places.round()):
+        axes.locator_params(axis="x", integer=True)
 
 
 def _spans_decades(series: Sequence[Series]) -> bool:

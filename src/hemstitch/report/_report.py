@@ -48,7 +48,7 @@ def report_page(run: Run) -> Html:
         _state(run),
         headline(run),
         section("Curves", run_curves(run)) if run.metrics else None,
-        section("What was skipped or went wrong", _events(run)),
+        section("What happened on the way", _events(run)),
         section("What was recognised", decoded_sections(run.decoded)) if run.decoded else None,
         section("Hessian-free steps", steps) if steps else None,
         section("Diagnostics", run_diagnostics(run, leave_out=is_hessian_free if steps else None)),

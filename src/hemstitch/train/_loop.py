@@ -81,7 +81,7 @@ class Window:
 
     loss: float = 0.0
     weight: float = 0.0
-    errors: float = 0.0
+    errors: float | None = None  # None: the criterion counts none
     norm: float = 0.0
     steps: int = 0
     extra: dict[str, list[float]] = field(default_factory=dict)  # name -> [sum, number of steps that told it]
@@ -90,7 +90,8 @@ class Window:
         """Add a step that was applied."""
         self.loss += report.loss
         self.weight += report.weight
-        self.errors += report.errors or 0.0
+        if report.errors is not None:
+            self.errors = (self.errors or 0.0) + report.errors
         if report.gradient_norm is not None:
             self.norm += report.gradient_norm
             self.steps += 1
@@ -328,7 +329,7 @@ class Loop:
         window, values = self.window, {}
         if window.weight:
             values["loss"] = window.loss / window.weight
-            values["error"] = window.errors / window.weight
+            values |= {} if window.errors is None else {"error": window.errors / window.weight}
         if window.steps:
             values["gradient_norm"] = window.norm / window.steps
         values |= {name: total / count for name, (total, count) in window.extra.items()}

@@ -320,12 +320,13 @@ class ProcessAveragingSteps:
         refused = 0.0 if own.applied else 1.0
         values = [own.loss if own.applied else 0.0, own.weight, own.errors or 0.0, own.forward, own.backward,
                   own.gradient_norm if own.gradient_norm and own.applied else 0.0]  # fmt: skip
-        *sums, refused, stop = sum_values(self.reducer, [*values, refused, float(self.is_asked_to_stop())])
+        told = [refused, float(own.errors is not None), float(self.is_asked_to_stop())]
+        *sums, refused, counted, stop = sum_values(self.reducer, [*values, *told])
         self.agreed_to_stop = stop > 0
         loss, weight, errors, forward, backward, norm = sums
         extra |= {"averaging_seconds": report.seconds}
-        return StepReport(math.nan if refused else loss, weight, errors, 0, forward, backward,
-                          norm / self.rounds.active, refused == 0, extra)  # fmt: skip
+        return StepReport(math.nan if refused else loss, weight, errors if counted else None, 0,
+                          forward, backward, norm / self.rounds.active, refused == 0, extra)  # fmt: skip
 
     def totals(self) -> dict[str, float]:
         """Averages and losses of members so far."""

@@ -9,7 +9,7 @@ shards dealt out among them: its death costs at most one run of conjugate gradie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -65,14 +65,16 @@ class HessianFreeSteps:
         self.optimizer, self.model, self.criterion, self.data = optimizer, model, criterion, data
         self.watch: Callable[[str], None] | None = None
         self.is_asked_to_stop: Callable[[], bool] = lambda: False
-        self.errors, self._told_to_stop = 0.0, False
+        self.errors: float | None = None  # None: the criterion counts none
+        self._told_to_stop = False
         optimizer.on_pass = self._tell
 
     def step(self, source: BatchSource[Batch]) -> StepReport:
         """Draw samples, take a truncated Newton step or refuse it; only a loss that is not finite is no step."""
         sizes = {role: self.data.num_items(role) for role in self.data.units}
         self._insist(lambda: self._attempt(source))
-        errors, stop = self._told([self.errors, float(self.is_asked_to_stop())])
+        own = self.errors or 0.0, float(self.errors is not None), float(self.is_asked_to_stop())
+        errors, counted, stop = self._told(own)
         self._told_to_stop = stop > 0
         source.indices.position = 1
         report = self.optimizer.report()
@@ -82,7 +84,7 @@ class HessianFreeSteps:
         return StepReport(
             loss=(report.gradient_loss if finite else report.loss_before) * report.weights.get("gradient", 1.0),
             weight=report.weights.get("gradient", 1.0),
-            errors=errors,
+            errors=errors if counted else None,
             samples=sizes["gradient"],
             forward=forward_passes(passes, sizes),
             backward=passes["gradient"] * sizes["gradient"] + passes["curvature"] * sizes["curvature"],
@@ -101,8 +103,9 @@ class HessianFreeSteps:
                 yield outputs, KnownLoss(None, found.product), found.weight
                 continue
             objective = self.criterion(outputs, batch.targets)
-            if role == "gradient":
-                self.errors += getattr(objective, "errors", None) or 0.0
+            errors = getattr(objective, "errors", None)
+            if role == "gradient" and errors is not None:
+                self.errors = (self.errors or 0.0) + errors
             yield outputs, KnownLoss(objective.loss), objective.weight
 
     @property
@@ -111,10 +114,10 @@ class HessianFreeSteps:
         return self.is_asked_to_stop() if self.optimizer.reducer.world == 1 else self._told_to_stop
 
     def _attempt(self, source: BatchSource[Batch]) -> None:
-        self.errors = 0.0
+        self.errors = None
         self.optimizer.step(lambda role: self.micro_batches(role, source))
 
-    def _told(self, values: list[float]) -> list[float]:
+    def _told(self, values: Sequence[float]) -> list[float]:
         """The sums over the workers."""
         line = torch.tensor(values, dtype=torch.float64)
         self._insist(lambda: self.optimizer.reducer.sum_(line))
