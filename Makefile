@@ -22,6 +22,10 @@ test: env        ## the test suite (under 15 minutes on 2 cores)
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+test-ray: env    ## faults of a real cluster: processes killed, stopped, cut off
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,parallel]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/parallel/test_ray_*.py
+
 test-slow: env   ## long tests: killed and resumed runs, real training
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 

@@ -1,12 +1,17 @@
 """Server processes and workers' links, without an engine: what is counted, repeated, refused and restored."""
 
+import signal
+import subprocess
+import sys
 from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from fake_engine import FakeEngine, Handle
+from fake_engine import FakeEngine, Future, Handle
 from simulated import bowl
 
 from hemstitch.errors import ConfigError, RunError
@@ -102,10 +107,11 @@ def test_a_shard_that_was_given_up_and_comes_back_disturbs_nobody(tmp_path):
 def test_batches_are_handed_out_once_and_those_of_the_dead_are_counted(tmp_path):
     first = shard(tmp_path, first_batch=7)
     first.allow(12)
-    first.register(0), first.register(1)
+    first.register(0), first.register(1), first.register(2)
     assert first.fetch(0, 1, 3).batches == (7, 3)
+    assert first.fetch(0, 1, 3).batches == (7, 3)                   # the reply was lost: the same again
     assert first.fetch(1, 1, 3).batches == (10, 2)
-    nothing = first.fetch(0, 1, 3)
+    nothing = first.fetch(2, 1, 3)
     assert nothing.batches == (0, 0) and nothing.parameters is None
     push(first, 0, worker=1)
     assert first.register(1) == 2                                   # its former life had one more
@@ -206,6 +212,7 @@ def test_what_gets_no_reply_is_sent_again_and_applied_once(tmp_path, when):
     applied = Counter((r.worker, r.incarnation, r.number) for r in records if r.kind == Kind.ACCEPTED)
     assert set(applied.values()) == {1} and len(applied) == 200
     assert (shards[0].target.server.counts["duplicate"] > 20) == (when == "after")
+    assert shards[0].target.status()["under_way"] <= 3              # nothing handed out to nobody
     assert sum(link.num_retries for link in links) > 50
 
 
@@ -285,3 +292,37 @@ def test_an_engine_that_cannot_start_is_a_message(monkeypatch):
     monkeypatch.setattr(_engine, "_loopback", nullcontext)
     with pytest.raises(RunError, match=r"did not start on this machine \(the node timed out during startup\)"):
         _engine._start(Slow(), num_cpus=1, store_bytes=1)
+
+
+# -- what is left of an engine -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
+def test_the_reaper_ends_the_processes_of_a_session_when_its_own_parent_is_gone(tmp_path):
+    sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with (tmp_path / "other.log").open("w") as log:         # such as a child that has inherited an open log
+        processes = {"session": subprocess.Popen([*sleeps, f"--log={tmp_path}/raylet.log"]),
+                     "other": subprocess.Popen(sleeps, stdout=log)}
+    try:
+        with _engine._reaper() as reaper:
+            reaper.write(f"{tmp_path}\n")
+        assert processes["session"].wait(timeout=30) == -signal.SIGKILL
+        assert processes["other"].poll() is None
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+
+
+def test_the_reaper_of_an_engine_that_never_began_ends_nobody():
+    with _engine._reaper():
+        pass
+
+
+def test_a_shard_that_raises_at_the_start_is_told_at_once():
+    server = _server.RemoteServer.__new__(_server.RemoteServer)
+    died = FakeEngine.exceptions.RayActorError("an error raised in its creation task: no snapshot")
+    server._ray, server._patience = FakeEngine(), 1000.0
+    server.shards = [SimpleNamespace(status=SimpleNamespace(remote=lambda: Future(died)))]
+    with pytest.raises(RunError, match="cannot start.*no snapshot"):
+        server._call(0, "status")

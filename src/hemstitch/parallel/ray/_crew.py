@@ -1,9 +1,10 @@
-"""A process with replicas as its supervisor sees it: asked for signs of life, and replaced when there are none."""
+"""Processes as their supervisor sees them: asked for signs of life, and replaced when there are none."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from hemstitch.errors import HemstitchError
@@ -103,3 +104,48 @@ class Crew:
         self.facts = {}
         self.kill()
         self._begin()
+
+
+class Attendant:
+    """A process that others call: a decoder or the evaluation replica.
+
+    The engine starts it anew, under the same handle, when it dies; this does when it is stopped or cut off.
+
+    Args:
+        ray: the engine.
+        handle: of the process, whose method ``ping`` is answered while others run (concurrency group ``signs``).
+        name: for messages.
+        patience: seconds without a sign of life after which the process is started anew.
+        tell: takes messages about failures.
+
+    Attributes:
+        facts: of the latest sign of life: process id.
+    """
+
+    def __init__(self, ray: Any, handle: Any, name: str, patience: float, tell: Tell) -> None:
+        self._ray, self.handle, self._name, self._patience, self._tell = ray, handle, name, patience, tell
+        self.facts: dict[str, Any] = {}
+        self._give_up_at = time.monotonic() + START_SECONDS
+        self._send_ping()
+
+    def poll(self) -> None:
+        """See how the process is; start it anew if it is gone without the engine's knowing."""
+        now = time.monotonic()
+        ready, _ = self._ray.wait([self._ping], timeout=0)
+        if ready and now - self._pinged_at > PING_SECONDS:
+            with suppress(*lost_errors(self._ray)):         # the engine is at it
+                self._take(self._ray.get(self._ping))
+            self._send_ping()
+        if now > self._give_up_at:
+            self._tell(f"{self._name} (pid {self.facts.get('pid')}) gave no sign of life: started anew")
+            self._give_up_at = now + START_SECONDS
+            self._ray.kill(self.handle, no_restart=False)
+
+    def _take(self, facts: dict[str, Any]) -> None:
+        if self.facts and facts["pid"] != self.facts["pid"]:
+            self._tell(f"{self._name} (pid {self.facts['pid']}) died and is back")
+        self.facts, self._give_up_at = facts, time.monotonic() + self._patience
+
+    def _send_ping(self) -> None:
+        self._ping = self.handle.ping.options(concurrency_group="signs").remote()
+        self._pinged_at = time.monotonic()

@@ -12,12 +12,14 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 from hemstitch.errors import ConfigError, RunError
 
@@ -61,18 +63,23 @@ def connected(address: str = "", *, num_cpus: int = 2, store_bytes: int = 0, num
     if not address:
         store_bytes = max(store_bytes, LEAST_STORE)
         check_memory(store_bytes, num_processes)
-    with _environment({} if address else _private_token()):
+    with _environment({} if address else _private_settings()):
         ray = import_ray()
         if ray.is_initialized():
             yield ray
             return
         _apply_authentication()
-        try:
-            with _own_signals():
-                _join(ray, address) if address else _start(ray, num_cpus, store_bytes)
-            yield ray
-        finally:
-            ray.shutdown()
+        with nullcontext() if address else _reaper() as reaper:
+            try:
+                with _own_signals():
+                    if address:
+                        _join(ray, address)
+                    else:
+                        reaper.write(_start(ray, num_cpus, store_bytes) + "\n")
+                yield ray
+            finally:
+                with _own_signals():
+                    ray.shutdown()
     if not address:
         _apply_authentication()
 
@@ -108,12 +115,14 @@ def available_memory() -> int | None:
     return None
 
 
-def _start(ray: ModuleType, num_cpus: int, store_bytes: int) -> None:
+def _start(ray: ModuleType, num_cpus: int, store_bytes: int) -> str:
+    """Start an engine here; the folder of its logs."""
     try:
         with _loopback():
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=store_bytes,
-                     _node_ip_address="127.0.0.1", log_to_driver=False, configure_logging=False,
-                     logging_level=logging.ERROR)
+            context = ray.init(
+                address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=store_bytes,
+                _node_ip_address="127.0.0.1", log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
+            return context.address_info["session_dir"]
     except Exception as error:  # the engine raises nothing narrower
         raise RunError(f"Ray did not start on this machine ({str(error).splitlines()[0]}). A machine that is very busy "
                        "is too slow for Ray's own limits: try again, or train without processes (parallel.kind = "
@@ -132,15 +141,29 @@ def _join(ray: ModuleType, address: str) -> None:
 
 
 @contextmanager
+def _reaper() -> Iterator[IO[str]]:
+    """A process that ends what is left of a session, written to it, when this one has ended, in order or not."""
+    program = Path(__file__).with_name("_reaper.py")
+    process = subprocess.Popen([sys.executable, "-I", "-S", str(program)], stdin=subprocess.PIPE, text=True, bufsize=1,
+                               start_new_session=True)
+    try:
+        yield process.stdin
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+@contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep this process's answer to signals, which the engine replaces when it starts."""
+    """Keep this process's answer to signals, which the engine replaces when it starts and when it ends."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if handler is not None:                     # set by something other than Python: cannot be set again
+                    signal.signal(number, handler)
 
 
 @contextmanager
@@ -156,11 +179,15 @@ def _loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _private_token() -> Mapping[str, str]:
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0"}
+def _private_settings() -> Mapping[str, str]:
+    """The environment of an embedded engine: a token of its own, and processes that are as urgent as this one.
+
+    By itself the engine gives its workers the niceness 15: beside any other busy program they all but stand still.
+    """
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     if "RAY_AUTH_MODE" in os.environ:
-        return quiet
-    return {**quiet, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        return settings
+    return {**settings, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _apply_authentication() -> None:

@@ -80,6 +80,7 @@ class Ledger:
         samples, loss, norm: sums over the applied gradients; the loss is weighted by samples.
         next_batch, limit: the batch to hand out next, and where to stop.
         under_way: worker -> batches handed out and not answered.
+        handed_out: worker -> the latest batches handed out: (first, count).
         abandoned: batches of workers that died with them.
         starts: how often the process was started.
     """
@@ -91,6 +92,7 @@ class Ledger:
         self.samples = self.loss = self.norm = 0.0
         self.next_batch = self.limit = first_batch
         self.under_way: Counter[int] = Counter()
+        self.handed_out: dict[int, tuple[int, int]] = {}
         self.abandoned = self.starts = 0
         for record in read_records(path):
             self._count(record)
@@ -125,6 +127,7 @@ class Ledger:
         elif kind == Kind.HANDED_OUT:
             self.next_batch = record.number + record.count
             self.under_way[worker] += record.count
+            self.handed_out[worker] = record.number, record.count
         elif kind == Kind.LIMITED:
             self.limit = record.number
         elif kind == Kind.STARTED:

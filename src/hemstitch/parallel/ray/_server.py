@@ -136,13 +136,15 @@ class RemoteServer:
         """The result of a call, repeated until there is one.
 
         Raises:
-            RunError: there is none for minutes.
+            RunError: there is none for minutes, or the shard raises when it starts.
         """
         deadline = time.monotonic() + self._patience + START_SECONDS
         while True:
             try:
                 return self._ray.get(getattr(self.shards[number], method).remote(*args), timeout=START_SECONDS)
             except (*lost_errors(self._ray), self._ray.exceptions.GetTimeoutError) as error:
+                if "creation task" in str(error):
+                    raise RunError(f"shard {number} of the parameter server cannot start: {error}") from None
                 if time.monotonic() > deadline:
                     raise RunError(
                         f"shard {number} of the parameter server has not answered for "

@@ -107,17 +107,26 @@ class ServerShard:
         return incarnation
 
     def fetch(self, worker: int, incarnation: int, batches: int) -> Fetched:
-        """The parameters, and up to so many ``batches`` to compute with them (0: the parameters alone)."""
+        """The parameters, and up to so many ``batches`` to compute with them (0: the parameters alone).
+
+        A worker asks when it has been answered for all it had. If it has not, it has never seen what it was given, the
+        reply was lost: it is given the same again.
+        """
         first, count = self.ledger.next_batch, 0
         if batches:
             if incarnation < self.server.incarnation(worker):
                 return Fetched(0, 0.0, None, (0, -1))
+            if self.ledger.under_way[worker] > 0:
+                return self._fetched(self.ledger.handed_out[worker])
             count = min(batches, self.ledger.limit - first)
             if count <= 0:
                 return Fetched(0, 0.0, None, (0, 0))
             self.ledger.add(Record(Kind.HANDED_OUT, worker, incarnation, first, count))
+        return self._fetched((first, count))
+
+    def _fetched(self, batches: tuple[int, int]) -> Fetched:
         version, parameters = self.server.fetch(is_kept=False)      # the engine copies what this returns
-        return Fetched(version, time.time(), parameters.numpy(), (first, count))
+        return Fetched(version, time.time(), parameters.numpy(), batches)
 
     def push(self, push: Push, gradient: np.ndarray) -> PushReply:
         """See `ParameterServer.push`."""

@@ -37,7 +37,7 @@ from hemstitch.parallel._asynchronous import AsynchronousReport, Evaluation
 from hemstitch.parallel._bounded_step import StepRule
 from hemstitch.parallel._decoders import Decoding
 from hemstitch.parallel._replica import Gradient
-from hemstitch.parallel.ray._crew import Crew
+from hemstitch.parallel.ray._crew import Attendant, Crew
 from hemstitch.parallel.ray._engine import connected
 from hemstitch.parallel.ray._hosts import PROGRAM, DecoderHost, EvaluationHost, Program, ReplicaHost
 from hemstitch.parallel.ray._link import Layout, lost_errors
@@ -154,7 +154,7 @@ class AsynchronousTraining:
         self._evaluation: Any = None                        # the future of the one under way
         self._loss_before = (0.0, 0.0)
         self._crews: list[Crew] = []
-        self._others: list[Any] = []
+        self._others: list[Attendant] = []
         self._server: Any = None
         self._messages: list[tuple[float, str]] = []
         size = parameters.numel() * parameters.element_size()
@@ -168,8 +168,8 @@ class AsynchronousTraining:
             self._write(Program(gradient_of, batch, decoding, evaluate, renew))
             self._server = RemoteServer(self._ray, self.shard_class, self._folder, parameters, rule, num_shards,
                                         snapshot_every, first_batch, patience, self._tell)
-            decoders = [self._other(DecoderHost, threads) for _ in range(decoders)]
-            self._evaluator = self._other(EvaluationHost, threads) if evaluate else None
+            decoders = [self._other(DecoderHost, f"decoder {number}", threads) for number in range(decoders)]
+            self._evaluator = self._other(EvaluationHost, "the evaluation replica", threads) if evaluate else None
             layout = Layout(self._server.cuts, bool(rule.components))
             for place in range(processes):
                 self._start_crew(list(range(place, num_replicas, processes)), layout, fetch_every, decoders, threads)
@@ -243,8 +243,8 @@ class AsynchronousTraining:
         """
         begin = time.monotonic()
         self._server.poll(timeout)
-        for crew in self._crews:
-            crew.poll()
+        for process in [*self._crews, *self._others]:
+            process.poll()
         self._collect_evaluation()
         due = len(self._evaluations) * evaluate_every
         if evaluate_every and self._evaluation is None and self._server.status[0]["version"] >= due:
@@ -308,11 +308,11 @@ class AsynchronousTraining:
         """Process ids by what they do: ``replicas``, ``shards``, ``others`` (decoders, then the evaluation replica)."""
         return {"replicas": [crew.facts["pid"] for crew in self._crews if crew.facts],
                 "shards": [status["pid"] for status in self._server.status],
-                "others": [self._ray.get(other.ping.remote())["pid"] for other in self._others]}
+                "others": [other.facts["pid"] for other in self._others if other.facts]}
 
     def wait_until_ready(self) -> None:
-        """Wait until every process with replicas has shown itself."""
-        while not all(crew.is_ready for crew in self._crews):
+        """Wait until every process has shown itself."""
+        while not all(process.facts for process in [*self._crews, *self._others]):
             self.watch()
 
     # -- beginning and end -----------------------------------------------------------------------------------------
@@ -332,10 +332,10 @@ class AsynchronousTraining:
 
         (self._folder / PROGRAM).write_bytes(cloudpickle.dumps(program))
 
-    def _other(self, host: type, threads: int) -> Any:
-        handle = self._ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0)(host).remote(
-            str(self._folder), self._server.names, threads)
-        self._others.append(handle)
+    def _other(self, host: type, name: str, threads: int) -> Any:
+        actor = self._ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0, concurrency_groups={"signs": 1})(host)
+        handle = actor.remote(str(self._folder), self._server.names, threads)
+        self._others.append(Attendant(self._ray, handle, name, self.patience, self._tell))
         return handle
 
     def _start_crew(self, workers: list[int], layout: Layout, fetch_every: int, decoders: list[Any],
@@ -378,6 +378,6 @@ class AsynchronousTraining:
             with suppress(Exception):
                 crew.wait_for_end(deadline)
                 crew.kill()
-        for handle in [*self._others, *getattr(self._server, "shards", ())]:
+        for handle in [*(other.handle for other in self._others), *getattr(self._server, "shards", ())]:
             with suppress(Exception):
                 self._ray.kill(handle, no_restart=True)
