@@ -5,21 +5,26 @@ after it has been applied and entered in the ledger. Shared memory is the least 
 parameters into a buffer, and applies the gradient that the other one has copied into another, each told through a pipe.
 Both compute the norm of the gradient, which decides whether it is finite. Ratio ours / shared memory in seconds,
 interleaved round by round; targets 3 for 10 million parameters, 2 for 30 million on 4 shards. ``--rounds 20``.
+
+Then whether ages are those of the simulation: replicas that take random times (asleep, so that they do not need the
+same processor) for a gradient, as real processes and on the simulated clock with the same configuration.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from _common import environment, write_result
 from torch import multiprocessing
 
-from hemstitch.parallel import StepRule
+from hemstitch.parallel import AsynchronousSimulation, Cluster, Delay, StepRule
 from hemstitch.parallel._server_shards import Message
-from hemstitch.parallel.ray import connected
+from hemstitch.parallel.ray import AsynchronousTraining, connected
 from hemstitch.parallel.ray._link import Layout, Link, RealTimes
 from hemstitch.parallel.ray._real_clock import RealClock
 from hemstitch.parallel.ray._server import RemoteServer
@@ -27,6 +32,7 @@ from hemstitch.parallel.ray._shard import ServerShard
 
 CASES = {"10M, 1 shard": (10_000_000, 1, 3.0), "30M, 4 shards": (30_000_000, 4, 2.0)}
 LR = 1e-3
+REPLICAS, PACE, VARIATION = 6, 0.4, 0.3
 
 
 def serve(parameters, outbox, inbox, pipe):
@@ -113,6 +119,44 @@ def measure(ray, size, num_shards, rounds):
     return {name: values[2:] for name, values in seconds.items()}
 
 
+def measure_ages(updates):
+    """Ages in updates of real and of simulated gradients; how far apart the distributions are."""
+    def gradient_of(worker):
+        draw = np.random.default_rng(worker)
+
+        def gradient(parameters, batch):
+            time.sleep(draw.gamma(1 / VARIATION**2, PACE * VARIATION**2))
+            return torch.zeros_like(parameters), 0.0, 1.0
+
+        return gradient
+
+    def simulated(seed):
+        simulation = AsynchronousSimulation(
+            torch.zeros(10), lambda parameters, batch: (torch.zeros(10), 0.0, 1.0), lambda worker: itertools.repeat(0),
+            num_replicas=REPLICAS, rule=StepRule(LR), cluster=Cluster(compute=Delay(PACE, "gamma", VARIATION), seed=seed))
+        return simulation.run(updates=updates).inner
+
+    with AsynchronousTraining(torch.zeros(10), gradient_of, lambda number: number, num_replicas=REPLICAS,
+                              num_processes=REPLICAS, rule=StepRule(LR)) as training:
+        training.wait_until_ready()
+        real = training.run(updates=updates).inner
+    others = [simulated(seed) for seed in range(2)]
+    return {"replicas": REPLICAS, "updates": updates, "seconds_per_gradient": PACE, "variation": VARIATION,
+            "real": shares(real), "simulated": shares(others[0]),
+            "mean": {"real": round(real.mean, 3), "simulated": round(others[0].mean, 3)},
+            "distance": {"real to simulated": distance(real, others[0]), "between two seeds": distance(*others)}}
+
+
+def shares(ages):
+    """Share of the gradients by age."""
+    return (ages.counts / ages.counts.sum()).round(4).tolist()
+
+
+def distance(one, other):
+    """Total variation: the share of gradients that would have to be of another age."""
+    return round(0.5 * sum(abs(a - b) for a, b in itertools.zip_longest(shares(one), shares(other), fillvalue=0.0)), 4)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=20)
@@ -127,6 +171,7 @@ def main():
                            "highest": round(ratios[-1], 3), "target": target,
                            **{f"{way} seconds": round(statistics.median(values), 4) for way, values in seconds.items()}}
     write_result("async_ray", {"what": __doc__.splitlines()[0], "cases": cases, "rounds": rounds,
+                               "ages": measure_ages(updates=600),
                                "ray": ray.__version__, **environment()})
 
 

@@ -167,7 +167,9 @@ def test_a_registration_without_a_reply_is_repeated(training, folder):
     before = training.report()
     order(folder, "registration after")
     os.kill(training.pids["replicas"][0], signal.SIGKILL)
-    go_on(training, 150)
+    watch_until(training, lambda: training.report().shard_restarts > before.shard_restarts, "the shard dies")
+    watch_until(training, lambda: len(training.pids["replicas"]) == 2, "both processes there")
+    go_on(training, 100)
     after = check_counts(training, folder)
     assert after.shard_restarts == before.shard_restarts + 1
 
