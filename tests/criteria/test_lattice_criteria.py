@@ -22,15 +22,17 @@ PRIORS = np.log([0.3, 0.1, 0.2, 0.1, 0.2, 0.1])
 PHONES = FrameAccuracy.phones([1, 2, 2, 3, 3, 1], silence_phones=[1])
 STATES = FrameAccuracy.states(NUM_PDFS, silence_pdfs=[0, 5])
 REFERENCE = np.array([0, 1, 2, 2, 5])
+ONE_WORD = np.array([0, 3, 4, 5, 5])
 
 
 def word_loop():
-    """Silence (pdf 0), then words of two states in any number, an epsilon back; ends in silence (pdf 5)."""
+    """Silence (pdf 0), then words 1 and 2 of two states in any number, an epsilon back; ends in silence (pdf 5)."""
     src = [0, 0, 1, 2, 2, 3, 3, 0, 4, 4, 5, 5, 1, 1, 6]
     dst = [0, 1, 2, 2, 3, 3, 1, 0, 4, 5, 5, 1, 4, 6, 6]
     pdf = [0, 0, 1, 1, 2, 2, -1, 0, 3, 4, 4, -1, 3, 5, 5]
     cost = [0.7, 0.5, 0.9, 0.4, 0.3, 0.6, 0.2, 2.0, 0.5, 0.6, 0.7, 0.1, 1.1, 0.4, 0.3]
-    return Graph.from_arcs(src, dst, pdf, cost, final=[np.inf] * 6 + [0.2])
+    label = [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0]
+    return Graph.from_arcs(src, dst, pdf, cost, final=[np.inf] * 6 + [0.2], label=label)
 
 
 def outputs_of(seed=0, spread=1.5):
@@ -43,6 +45,12 @@ def all_paths(outputs):
     found = graph_paths(graph, scores, KAPPA)
     pdfs = [[int(graph.pdf[arc]) for _, arc in steps if graph.pdf[arc] >= 0] for _, steps in found]
     return np.array(pdfs), -np.array([cost for cost, _ in found])
+
+
+def says_one_word(pdfs):
+    """(path,) whether it says word 2 and nothing else, as ONE_WORD does."""
+    begun = [[pdf for before, pdf in zip([0, *row], row) if pdf in (1, 3) and pdf != before] for row in pdfs]
+    return np.array([words == [3] for words in begun])
 
 
 def occupancies(pdfs, share):
@@ -77,6 +85,26 @@ def test_mmi_is_that_of_enumeration(seed, boost):
     np.testing.assert_allclose(found.derivative, KAPPA * (den - np.eye(NUM_PDFS)[REFERENCE]), atol=1e-5)
 
 
+@pytest.mark.parametrize("boost", [0.0, 0.4])
+@pytest.mark.parametrize("seed", range(3))
+def test_mmi_of_words_counts_all_ways_to_say_them(seed, boost):
+    outputs, reference = outputs_of(seed), ONE_WORD
+    pdfs, logs = all_paths(outputs)
+    same = says_one_word(pdfs)
+    wrong = sum((PHONES.classes[pdfs[:, t]] != PHONES.classes[r]) & ~PHONES.is_silence[pdfs[:, t]]
+                for t, r in enumerate(reference))
+    logs = logs + boost * wrong
+    criterion = mmi(boost, numerator="words")
+    found = criterion.utterance(outputs, reference)
+    assert 1 < same.sum() < len(same)
+    assert found.loss == pytest.approx(np.logaddexp.reduce(logs) - np.logaddexp.reduce(logs[same]), abs=1e-5)
+    num, den = (occupancies(pdfs[which], shares(logs[which])) for which in (same, slice(None)))
+    np.testing.assert_allclose(found.derivative, KAPPA * (den - num), atol=1e-5)
+    assert found.rejected == 0
+    rejecting = mmi(boost, numerator="words", min_occupancy=0.3).utterance(outputs, reference)
+    assert rejecting.rejected == (np.minimum(num, den).sum(1) < 0.3).sum() > 0
+
+
 @pytest.mark.parametrize("accuracy", [STATES, PHONES, FrameAccuracy.states(NUM_PDFS, [0, 5], one_silence_class=False)])
 @pytest.mark.parametrize("seed", range(3))
 def test_minimum_bayes_risk_is_that_of_enumeration(seed, accuracy):
@@ -90,6 +118,18 @@ def test_minimum_bayes_risk_is_that_of_enumeration(seed, accuracy):
     np.testing.assert_allclose(found.derivative, -KAPPA * occupancies(pdfs, share * (right - mean)), atol=1e-5)
 
 
+@pytest.mark.parametrize("accuracy", [STATES, PHONES, FrameAccuracy.states(NUM_PDFS, [0, 5], one_silence_class=False)])
+def test_minimum_bayes_risk_of_words_compares_with_all_ways_to_say_them(accuracy):
+    pdfs, logs = all_paths(outputs_of(1))
+    same, share = says_one_word(pdfs), shares(logs)
+    spoken = zip(pdfs[same], shares(logs[same]))
+    right = sum(weight * accuracy.correct(pdfs, np.broadcast_to(r, pdfs.shape)).sum(1) for r, weight in spoken)
+    found = mbr(accuracy, numerator="words").utterance(outputs_of(1), ONE_WORD)
+    assert found.loss == pytest.approx(NUM_FRAMES - share @ right, abs=1e-5)
+    expected = -KAPPA * occupancies(pdfs, share * (right - share @ right))
+    np.testing.assert_allclose(found.derivative, expected, atol=1e-5)
+
+
 def test_silence_options():
     hyp, ref = np.array([0, 5, 0, 1]), np.array([5, 0, 1, 0])
     assert STATES.correct(hyp, ref).tolist() == [1, 1, 0, 0]
@@ -100,7 +140,8 @@ def test_silence_options():
         FrameAccuracy.states(3, [3])
 
 
-@pytest.mark.parametrize("make", [mmi, lambda **o: mmi(0.3, **o), mbr, lambda **o: mbr(PHONES, **o)])
+@pytest.mark.parametrize("make", [mmi, lambda **o: mmi(0.3, **o), lambda **o: mmi(0.3, numerator="words", **o), mbr,
+                                  lambda **o: mbr(PHONES, **o)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.4])
 def test_the_derivative_is_that_of_finite_differences(make, smoothing):
     criterion, outputs, step = make(smoothing=smoothing), outputs_of(4), 1e-5

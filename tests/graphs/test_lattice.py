@@ -13,6 +13,7 @@ from hemstitch.graphs import (
     arc_weights,
     beam_search,
     frame_sums,
+    labelled_sums,
     lattice_search,
     lattice_sums,
     nbest,
@@ -136,6 +137,22 @@ def test_sums_over_paths_are_those_of_enumeration(seed):
     assert sums.logprob == pytest.approx(np.logaddexp.reduce(logs)) and sums.mean == pytest.approx(share @ worth)
     np.testing.assert_allclose(sums.posteriors, through @ share, atol=1e-12)
     np.testing.assert_allclose(sums.contrasts, through @ (share * (worth - share @ worth)), atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sums_over_paths_with_given_labels_are_those_of_enumeration(seed):
+    graph, loglikes = small_case(seed, num_frames=5)
+    lattice = lattice_search(graph, loglikes, lattice_beam=6.0, **EVERYTHING)
+    logs, paths = path_weights(lattice, arc_weights(lattice))
+    said = [tuple(int(w) for w in lattice.label[arcs] if w) for arcs in paths]
+    for labels in {*said, (), (2, 2, 1, 2, 2, 1)}:
+        ours = [i for i, words in enumerate(said) if words == labels]
+        logprob, posteriors = labelled_sums(lattice, labels)
+        expected = np.zeros(lattice.num_arcs)
+        for i in ours:
+            np.add.at(expected, paths[i], np.exp(logs[i] - np.logaddexp.reduce(logs[ours])))
+        assert logprob == (pytest.approx(np.logaddexp.reduce(logs[ours])) if ours else -np.inf)
+        np.testing.assert_allclose(posteriors, expected, atol=1e-12)
 
 
 def test_occupancies_of_every_frame_sum_to_one_and_can_be_restricted():

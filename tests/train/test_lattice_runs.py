@@ -45,6 +45,16 @@ def errors(folder):
     return json.loads((folder / "result.json").read_text())["wer"]["test"]["rate"]
 
 
+@pytest.mark.parametrize("kind", ["mmi", "mpe"])
+def test_with_words_as_the_reference_the_criterion_goes_down_and_words_stay_right(speech, tmp_path, kind):
+    recipe = settings(speech, kind, "--criterion.numerator", "words")
+    before = build_run(recipe, QUIET)
+    start = before.task.evaluate(before.model)
+    run = train(recipe, tmp_path / "run", QUIET)
+    assert values(run, "dev", "loss")[-1] < start["loss"]
+    assert errors(run) <= errors(speech[1])
+
+
 @pytest.mark.parametrize("unit", [[], FRAMES], ids=["utterances", "frames"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_goes_down_and_resumes_to_the_same_bits(speech, tmp_path, monkeypatch, kind, unit):

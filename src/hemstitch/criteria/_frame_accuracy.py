@@ -59,6 +59,15 @@ class FrameAccuracy:
             return (same | (silent & self.is_silence[references])).astype(np.float64)
         return (same & ~silent).astype(np.float64)
 
+    def expected(self, occupancy: np.ndarray) -> np.ndarray:
+        """(frame, pdf) how likely each pdf is right, given how likely each is as reference."""
+        by_class = np.zeros((len(occupancy), int(self.classes.max()) + 1))
+        np.add.at(by_class, (slice(None), self.classes), occupancy)
+        right = by_class[:, self.classes]
+        silent = occupancy[:, self.is_silence].sum(1, keepdims=True) if self.one_silence_class else 0.0
+        right[:, self.is_silence] = silent
+        return right
+
     def errors(self, pdfs: np.ndarray, references: np.ndarray) -> np.ndarray:
         """1.0 where a pdf is wrong and not silence."""
         return ((self.classes[pdfs] != self.classes[references]) & ~self.is_silence[pdfs]).astype(np.float64)

@@ -13,9 +13,17 @@ model, a path pi of the lattice has the log weight
 r is the reference: the pdf of each frame in an alignment of the transcript. The normalisation of the softmax cancels,
 so that logits do as well as log posteriors.
 
-What differs from paper 2: the reference's path is added to the lattice where it fell out, so that the criterion stays
-finite, and after that the paper's frame rejection applies. The denominator sums over all state sequences within the
-lattice beam, not over one alignment for each word sequence.
+The denominator sums over all state sequences within the lattice beam. Against one alignment most of the loss is then
+about boundaries: at a small kappa a sentence has very many alignments of nearly the same weight. With
+``numerator="words"`` the numerator of MMI sums over all paths of the lattice with the words of the reference, and
+
+    MBR     A(pi) = sum_t sum_{s right for pi_t} gamma_num(t, s)         gamma_num is held fixed in the derivative
+
+so that what is left is about words. Boosting then holds for both sums.
+
+What differs from paper 2: lattices there have one alignment for each word sequence. The reference's path is added to
+the lattice where it fell out, so that the criterion stays finite, and after that the paper's frame rejection applies:
+a frame is rejected where sum_s min(gamma_num, gamma_den) is small, gamma_den(t, r_t) for an alignment.
 
 References: Heigold et al., "Asynchronous stochastic optimization for sequence training of deep neural networks", ICASSP
 2014, section 2; D. Povey et al., "Boosted MMI for model and feature-space discriminative training", ICASSP 2008;
@@ -27,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,7 +52,9 @@ from hemstitch.graphs import (
     LatticeGraph,
     arc_weights,
     frame_sums,
+    labelled_sums,
     lattice_sums,
+    nbest,
     path_of_pdfs,
     restricted_to,
 )
@@ -63,6 +74,8 @@ class LatticeOptions:
         min_occupancy: MMI: a frame whose reference has less denominator occupancy has no gradient; 0: none is rejected.
         tolerance: a frame whose occupancies change by no more than this counts as cancelled.
         fixed_pdfs: outputs that get no gradient (the silence model).
+        numerator: the reference: the alignment, or all ways to say its words that the lattice has, in proportion to
+            their weights; other boundaries of the right words then are no errors.
     """
 
     acoustic_scale: float = 0.1
@@ -73,6 +86,7 @@ class LatticeOptions:
     min_occupancy: float = 1e-3
     tolerance: float = 1e-3
     fixed_pdfs: tuple[int, ...] = ()
+    numerator: Literal["alignment", "words"] = "alignment"
 
     def __post_init__(self) -> None:
         for name in ("acoustic_scale", "beam", "lattice_beam", "max_active"):
@@ -268,6 +282,17 @@ class LatticeCriterion:
         path = path_of_pdfs(self.graph.graph, reference, scores, options.acoustic_scale)
         return lattice.with_path(path, scores), True
 
+    def numerator(
+        self, lattice: Lattice, weights: np.ndarray, reference: np.ndarray, boosted: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray]:
+        """log Z_num, and its (arc,) posteriors; ``boosted``: the weights of words, those of their competitors."""
+        aligned = restricted_to(lattice, reference, weights)
+        if self.options.numerator == "words":
+            words = nbest(lattice, 1, aligned)[0].labels
+            return labelled_sums(lattice, words, weights if boosted is None else boosted)
+        found = lattice_sums(lattice, aligned)
+        return found.logprob, found.posteriors
+
     def sums(
         self, lattice: Lattice, weights: np.ndarray, reference: np.ndarray
     ) -> tuple[float, np.ndarray, np.ndarray]:
@@ -278,9 +303,9 @@ class LatticeCriterion:
         """The probabilities whose covariance is the curvature of a frame."""
         raise NotImplementedError
 
-    def rejected(self, occupancy: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """(frame,) the frames that get no gradient."""
-        return np.zeros(len(reference), bool)
+    def rejected(self, occupancy: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+        """(frame,) the frames that get no gradient, given what :meth:`sums` found."""
+        return np.zeros(len(occupancy), bool)
 
     def _finished(
         self, outputs: np.ndarray, reference: np.ndarray, loss: float, sequence: np.ndarray, occupancy: np.ndarray,
@@ -288,7 +313,7 @@ class LatticeCriterion:
     ) -> UtteranceGradient:
         """Scale, rejection, smoothing, fixed outputs, cancelled frames."""
         options, frames = self.options, np.arange(len(reference))
-        rejected = self.rejected(occupancy, reference)
+        rejected = self.rejected(occupancy, sequence)
         sequence[rejected] = 0.0
         derivative = options.acoustic_scale * sequence
         if h := options.smoothing:
@@ -333,19 +358,18 @@ class LatticeMMI(LatticeCriterion):
         self, lattice: Lattice, weights: np.ndarray, reference: np.ndarray
     ) -> tuple[float, np.ndarray, np.ndarray]:
         """log Z_den - log Z_num; gamma_den - gamma_num; gamma_den."""
-        num = lattice_sums(lattice, restricted_to(lattice, reference, weights))
+        boosted = weights
         if self.boost > 0:
             assert self.accuracy is not None
-            weights = weights + self.boost * _by_arc(lattice, reference, self.accuracy.errors)
-        den = lattice_sums(lattice, weights)
-        occupancy = frame_sums(lattice, den.posteriors, len(self.log_priors))
-        sequence = occupancy.copy()
-        sequence[np.arange(len(reference)), reference] -= 1.0
-        return den.logprob - num.logprob, sequence, occupancy
+            boosted = weights + self.boost * _by_arc(lattice, reference, self.accuracy.errors)
+        num, posteriors = self.numerator(lattice, weights, reference, boosted)
+        den = lattice_sums(lattice, boosted)
+        occupancy, reached = (frame_sums(lattice, of, len(self.log_priors)) for of in (den.posteriors, posteriors))
+        return den.logprob - num, occupancy - reached, occupancy
 
-    def rejected(self, occupancy: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Frames where the reference is all but impossible."""
-        return occupancy[np.arange(len(reference)), reference] < self.options.min_occupancy
+    def rejected(self, occupancy: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+        """Frames where the numerator's states are all but impossible."""
+        return np.minimum(occupancy, occupancy - sequence).sum(1) < self.options.min_occupancy
 
     def curved(self, occupancy: Tensor, softmax: Tensor) -> Tensor:
         """Denominator occupancies."""
@@ -374,8 +398,11 @@ class LatticeMBR(LatticeCriterion):
         self, lattice: Lattice, weights: np.ndarray, reference: np.ndarray
     ) -> tuple[float, np.ndarray, np.ndarray]:
         """Expected wrong frames; -gamma (c_a - c); gamma."""
-        found = lattice_sums(lattice, weights, _by_arc(lattice, reference, self.accuracy.correct))
         num_pdfs = len(self.log_priors)
+        _, posteriors = self.numerator(lattice, weights, reference)
+        right = self.accuracy.expected(frame_sums(lattice, posteriors, num_pdfs))
+        values = np.where(lattice.pdf >= 0, right[np.minimum(lattice.time, len(right) - 1), lattice.pdf], 0.0)
+        found = lattice_sums(lattice, weights, values)
         return (len(reference) - found.mean, -frame_sums(lattice, found.contrasts, num_pdfs),
                 frame_sums(lattice, found.posteriors, num_pdfs))
 

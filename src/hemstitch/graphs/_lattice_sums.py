@@ -14,6 +14,7 @@ References: D. Povey, P. C. Woodland, "Minimum phone error and I-smoothing for i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +80,25 @@ def lattice_sums(lattice: Lattice, weights: np.ndarray | None = None, values: np
     weights = arc_weights(lattice) if weights is None else weights
     values = np.zeros(lattice.num_arcs) if values is None else np.asarray(values, np.float64)
     return LatticeSums(*run(kernels.path_sums, lattice.src, lattice.dst, weights, lattice.final, values))
+
+
+def labelled_sums(lattice: Lattice, labels: Sequence[int], weights: np.ndarray | None = None
+                  ) -> tuple[float, np.ndarray]:
+    """Sums over all paths with these labels, whenever they say them: (log Z; -inf: no path, (arc,) posteriors).
+
+    Args:
+        lattice: of the utterance.
+        labels: a word sequence.
+        weights: (arc,) log weights, -inf for arcs to leave out; ``None``: :func:`arc_weights`.
+
+    Cost: 30 ns an arc that such a path reaches.
+    """
+    from hemstitch.graphs import _lattice_sums_kernels as kernels
+    from hemstitch.graphs._jit import run
+
+    weights = arc_weights(lattice) if weights is None else weights
+    return run(kernels.labelled_path_sums, lattice.src, lattice.dst, weights, lattice.final, lattice.label,
+               np.asarray(labels, np.int32))  # fmt: skip
 
 
 def frame_sums(lattice: Lattice, arc_values: np.ndarray, num_pdfs: int) -> np.ndarray:

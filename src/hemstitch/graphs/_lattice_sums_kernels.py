@@ -68,6 +68,50 @@ def path_sums(src, dst, weight, final, value):
 
 
 @kernel
+def labelled_path_sums(src, dst, weight, final, label, wanted):
+    """Posteriors of arcs over the paths whose labels are the wanted ones.
+
+    A cell is a state with the number of labels so far; only those that some such path reaches are touched.
+
+    Returns:
+        log of the summed weights, -inf if there is no such path; (arc,) posteriors.
+    """
+    num_states, num_arcs, size = final.shape[0], src.shape[0], wanted.shape[0]
+    alpha = np.full((num_states, size + 1), -np.inf)
+    fewest, most = np.full(num_states, size + 1), np.full(num_states, -1)
+    if num_states:
+        alpha[0, 0], fewest[0], most[0] = 0.0, 0, 0
+    for arc in range(num_arcs):
+        here, there, step = src[arc], dst[arc], int(label[arc] > 0)
+        for i in range(fewest[here], min(most[here], size - step) + 1):
+            new = alpha[here, i] + weight[arc]
+            if new == -np.inf or (step and wanted[i] != label[arc]):
+                continue
+            old = alpha[there, i + step]
+            high = max(old, new)
+            alpha[there, i + step] = high + np.log1p(np.exp(min(old, new) - high))
+            fewest[there], most[there] = min(fewest[there], i + step), max(most[there], i + step)
+    posterior = np.zeros(num_arcs)
+    ends = alpha[:, size] - final
+    highest = ends.max() if num_states else -np.inf
+    if highest == -np.inf:
+        return highest, posterior
+    mass = np.zeros((num_states, size + 1))
+    mass[:, size] = np.exp(ends - highest)
+    logprob = highest + np.log(mass[:, size].sum())
+    mass[:, size] /= mass[:, size].sum()
+    for arc in range(num_arcs - 1, -1, -1):
+        here, there, step = src[arc], dst[arc], int(label[arc] > 0)
+        for i in range(fewest[here], min(most[here], size - step) + 1):
+            if mass[there, i + step] == 0.0 or (step and wanted[i] != label[arc]):
+                continue
+            share = mass[there, i + step] * np.exp(alpha[here, i] + weight[arc] - alpha[there, i + step])
+            posterior[arc] += share
+            mass[here, i] += share
+    return logprob, posterior
+
+
+@kernel
 def _extended(first_child, sibling, labels, histories, history, label):
     """The history with one more word; histories are a trie, and `histories[0]` of its nodes are in use."""
     child = first_child[history]

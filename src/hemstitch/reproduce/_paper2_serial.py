@@ -22,7 +22,7 @@ from hemstitch.reproduce._training import recipe, trained
 from hemstitch.train._build import Run, build_run
 from hemstitch.train._experiments._cross_validation import Method, cross_validate
 from hemstitch.train._first_stage import after_first_stage
-from hemstitch.train._run_folder import RESULT, read_json
+from hemstitch.train._run_folder import RESULT
 
 Results = Mapping[str, dict[str, Any]]
 DECODE: Settings = {"decode.prior_scale": [0.4], "decode.acoustic_scale": [0.1, 0.15],
@@ -30,6 +30,7 @@ DECODE: Settings = {"decode.prior_scale": [0.4], "decode.acoustic_scale": [0.1, 
 FROM_SCRATCH: Settings = {"start.recipe": None, "start.alignment": False}
 SMOKE: Settings = {**FROM_SCRATCH, "model.hidden": [8], "features.deltas": 0, "hmm.flat_start": 2,
                    "hmm.position_dependent": False}  # fmt: skip
+CROSS_ENTROPY: Settings = {"criterion.kind": "cross-entropy", "hmm.realign": []}
 AT_THE_START = 1e-12
 """A learning rate at which a network stays where it is."""
 
@@ -180,7 +181,7 @@ def controls(results: Results) -> Outcome:
 def cost_part(scale: Scale) -> Mapping[str, Part]:
     """Processor time of steps, by what they do."""
     frames = choose(scale, smoke=200, laptop=20_000, paper=200_000)
-    ways = {"cross-entropy": {"criterion.kind": "cross-entropy", "hmm.realign": [], "train.batch_size": 200},
+    ways = {"cross-entropy": {**CROSS_ENTROPY, "train.batch_size": 200},
             "MMI, frames": {"criterion.unit": "frame", "train.batch_size": 32},
             "MMI": {}}  # fmt: skip
 
@@ -254,11 +255,14 @@ def cost(results: Results) -> Outcome:
 
 # -- table 1 ---------------------------------------------------------------------------------------------------------
 
+LONGER = "CE, as many epochs more"
 METHODS: dict[str, tuple[str, Settings]] = {
     "MMI": ("an4-mmi", {}),
+    "boosted MMI": ("an4-boosted-mmi", {}),
+    "MPE": ("an4-mpe", {}),
     "sMBR": ("an4-smbr", {}),
-    "CE": ("an4-mmi", {"criterion.kind": "cross-entropy", "hmm.realign": [], "update.lr": AT_THE_START,
-                       "train.epochs": 1}),
+    LONGER: ("an4-mmi", {**CROSS_ENTROPY, "update.lr": 0.05, "train.batch_size": 256, "model.dropout": 0.2}),
+    "CE": ("an4-mmi", {**CROSS_ENTROPY, "update.lr": AT_THE_START, "train.epochs": 1}),
 }
 """Name -> recipe, and what it sets besides."""
 
@@ -275,12 +279,10 @@ def table_1_parts(scale: Scale) -> Mapping[str, Part]:
         return {key: value for key, value in found.as_json().items() if key in kept}
 
     def strings(folder: Path) -> dict[str, Any]:
-        done = trained(recipe(scale, "fsdd-mmi", folder, settings(scale, {})), folder)
-        first = done.run.folder / RESULT
-        start = read_json(done.run.folder / "config.json")["start.run"]["value"]
-        if start is not None:
-            first = Path(start) / RESULT
-        return {"CE": read_json(first)["wer"]["test"], "MMI": done.result["wer"]["test"]}
+        wide: Settings = {"decode.acoustic_scale": [0.1, 0.2, 0.4]}
+        ways = {"CE": {**METHODS["CE"][1], **wide}, "MMI": wide}
+        recipes = {name: recipe(scale, "fsdd-mmi", folder, settings(scale, own)) for name, own in ways.items()}
+        return {name: trained(wanted, folder / name).result["wer"]["test"] for name, wanted in recipes.items()}
 
     return {"AN4": pooled, "FSDD": strings}
 
@@ -295,7 +297,7 @@ def table_1(results: Results) -> Outcome:
     for pair in an4["comparisons"]:
         if pair["b"] == "CE":
             gain, low, high = (pair[key] or 0.0 for key in ("relative", "relative_low", "relative_high"))
-            best = max(best, gain)
+            best = best if pair["a"] == LONGER else max(best, gain)
             said.append(f"{pair['a']} {gain:+.1%} ({low:+.1%} to {high:+.1%})")
             rows.append(Row(quantity=f"AN4: relative reduction by {pair['a']}", ours=gain, low=low, high=high,
                             paper="16 %, 9 %" if pair["a"] == "MMI" else "", percent=True))  # fmt: skip

@@ -12,7 +12,8 @@ from hemstitch.speech import Topology
 from hemstitch.train import _options as o
 from hemstitch.train._recipe import Recipe
 
-FRAMES = ("acoustic_scale", "beam", "lattice_beam", "max_active", "smoothing", "min_occupancy", "tolerance")
+FRAMES = ("acoustic_scale", "beam", "lattice_beam", "max_active", "smoothing", "min_occupancy", "tolerance",
+          "numerator")  # fmt: skip
 """Options of a recipe that the criterion has under the same name."""
 
 
@@ -59,9 +60,9 @@ class WithoutDenominator(LatticeMMI):
         loss = -self.options.acoustic_scale * float(logprobs[frames, reference].sum())
         return self._finished(outputs, reference, loss, sequence, softmax, False, 0.0)
 
-    def rejected(self, occupancy: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    def rejected(self, occupancy: np.ndarray, sequence: np.ndarray) -> np.ndarray:
         """None."""
-        return np.zeros(len(reference), bool)
+        return np.zeros(len(occupancy), bool)
 
 
 def pdf_phones(topology: Topology, position_dependent: bool) -> np.ndarray:

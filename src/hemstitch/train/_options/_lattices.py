@@ -26,6 +26,8 @@ class LatticeTraining:
             own, or all frames of an epoch at random (then all lattices are made at its beginning).
         realign: align the transcripts anew with the current network: never, once at the beginning, after each epoch, or
             whenever an utterance is used.
+        numerator: the reference: one alignment of the transcript, or all ways to say its words that the lattice has,
+            so that other words compete with it and not other boundaries.
         denominator: false: without competitors, a control: cross-entropy with the criterion's data flow.
         smoothing: h of (1 - h) criterion + h cross-entropy.
         start_l2: penalty on half the squared distance to the network at the beginning, per frame.
@@ -46,6 +48,7 @@ class LatticeTraining:
     unit: Literal["utterance", "frame"] = "utterance"
     shuffling: Literal["none", "on-the-fly", "full"] = "on-the-fly"
     realign: Literal["never", "once", "epoch", "on-the-fly"] = "never"
+    numerator: Literal["alignment", "words"] = "alignment"
     denominator: bool = True
     smoothing: float = 0.0
     start_l2: float = 0.0
