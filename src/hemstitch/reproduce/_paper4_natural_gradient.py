@@ -47,10 +47,10 @@ SHORT = 0.6
 """Share of the passes that natural gradient is given in its short run, its schedule as short."""
 SIMPLE: Settings = {**NATURAL, "gradient.method": "simple"}
 ON_SPEECH = {
-    "SGD": Contender(settings=SGD, rates=(1.0, 2.0, 4.0, 8.0), tuned=4.0),
+    "SGD": Contender(settings=SGD, rates=(0.5, 1.0, 2.0, 4.0), tuned=2.0),
     "momentum SGD": Contender(settings=MOMENTUM, rates=(0.05, 0.1, 0.2), tuned=0.1),
-    "simple natural gradient": Contender(settings=SIMPLE, rates=(1.0, 2.0, 4.0), tuned=2.0),
-    "natural gradient": Contender(settings=NATURAL, rates=(1.0, 2.0, 4.0, 8.0), tuned=4.0),
+    "simple natural gradient": Contender(settings=SIMPLE, rates=(0.5, 1.0, 2.0), tuned=1.0),
+    "natural gradient": Contender(settings=NATURAL, rates=(1.0, 2.0, 4.0), tuned=2.0),
 }
 ON_IMAGES = {
     "SGD": Contender(settings=SGD, rates=(0.5, 1.0, 2.0, 4.0), tuned=2.0),
