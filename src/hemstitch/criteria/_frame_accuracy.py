@@ -61,9 +61,10 @@ class FrameAccuracy:
 
     def expected(self, occupancy: np.ndarray) -> np.ndarray:
         """(frame, pdf) how likely each pdf is right, given how likely each is as reference."""
-        by_class = np.zeros((len(occupancy), int(self.classes.max()) + 1))
-        np.add.at(by_class, (slice(None), self.classes), occupancy)
-        right = by_class[:, self.classes]
+        order = np.argsort(self.classes, kind="stable")
+        _, first, place = np.unique(self.classes[order], return_index=True, return_inverse=True)
+        right = np.empty(occupancy.shape)
+        right[:, order] = np.add.reduceat(occupancy[:, order], first, axis=1)[:, place]
         silent = occupancy[:, self.is_silence].sum(1, keepdims=True) if self.one_silence_class else 0.0
         right[:, self.is_silence] = silent
         return right
