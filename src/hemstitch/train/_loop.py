@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from hemstitch.sampling import BatchSource
 from hemstitch.train._console import Console
 from hemstitch.train._natural_report import fisher_values
 from hemstitch.train._options import Training
+from hemstitch.train._progress import Progress, Window
 from hemstitch.train._run_folder import RunFolder
 from hemstitch.train._schedules import Schedule
 from hemstitch.train._strategies import Batch, StepReport, Strategy
@@ -47,57 +48,6 @@ class Task(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
-
-
-@dataclass
-class Progress:
-    """How far a run is; the x-axes of every curve.
-
-    Attributes:
-        step: updates, those left out included.
-        samples: training samples consumed.
-        forward, backward: samples sent forward and backward by training (looks at the dev part not counted).
-        wall, cpu: seconds spent by this run, all its sessions together.
-        non_finite: steps left out or rolled back.
-        looked: epochs after which the dev part was looked at.
-        best_loss, best_step: the best look.
-    """
-
-    step: int = 0
-    samples: int = 0
-    forward: float = 0.0
-    backward: float = 0.0
-    wall: float = 0.0
-    cpu: float = 0.0
-    non_finite: int = 0
-    looked: int = 0
-    best_loss: float = math.inf
-    best_step: int = -1
-
-
-@dataclass
-class Window:
-    """Sums over the steps since the last logged training value."""
-
-    loss: float = 0.0
-    weight: float = 0.0
-    errors: float | None = None  # None: the criterion counts none
-    norm: float = 0.0
-    steps: int = 0
-    extra: dict[str, list[float]] = field(default_factory=dict)  # name -> [sum, number of steps that told it]
-
-    def add(self, report: StepReport) -> None:
-        """Add a step that was applied."""
-        self.loss += report.loss
-        self.weight += report.weight
-        if report.errors is not None:
-            self.errors = (self.errors or 0.0) + report.errors
-        if report.gradient_norm is not None:
-            self.norm += report.gradient_norm
-            self.steps += 1
-        for name, value in report.extra.items():
-            total, count = self.extra.get(name, (0.0, 0))
-            self.extra[name] = [total + value, count + 1]
 
 
 class Interrupted(Exception):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hemstitch.errors import ConfigError
 from hemstitch.optim import SGD
 from hemstitch.parallel import Bound, FlatGradient, StepRule
+from hemstitch.sampling import BatchSource, ShuffledEpochs
 from hemstitch.train._strategies import Batch, Gradient
 
 
@@ -43,6 +44,30 @@ class ReplicaGradient:
         if self._decay:
             gradient.add_(parameters.to(gradient.device), alpha=self._decay)
         return gradient, loss, weight
+
+
+def check_server_can(kind: str, model: nn.Module, source: Any) -> None:
+    """Refuse what a server and its replicas cannot do.
+
+    Args:
+        kind: of the recipe's [parallel] section, for the message.
+        model: its parameters move between them.
+        source: its batches are handed out; None: decoders make them.
+
+    Raises:
+        ConfigError: batches that depend on those before, or a network that keeps more than parameters.
+    """
+    by_number = type(source) is BatchSource and isinstance(source.indices, ShuffledEpochs)
+    if source is not None and not by_number:
+        raise ConfigError(
+            f"parallel.kind = {kind!r} hands out batches by number, this data is one stream that carries a state from "
+            "batch to batch: use parallel.kind = 'local'"
+        )
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+        raise ConfigError(
+            f"parallel.kind = {kind!r} moves parameters only, and batch normalisation keeps running statistics besides "
+            "them: set model.norm = 'rms' or 'none'"
+        )
 
 
 def server_rule(optimizer: torch.optim.Optimizer, model: nn.Module) -> StepRule:

@@ -24,12 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hemstitch.errors import ConfigError
 from hemstitch.parallel import FlatGradient, StepRule
-from hemstitch.sampling import BatchSource, ShuffledEpochs
+from hemstitch.sampling import BatchSource
 from hemstitch.train._epoch_batches import EpochBatches
 from hemstitch.train._options import Replicas
-from hemstitch.train._replica_gradient import ReplicaGradient, server_rule
+from hemstitch.train._replica_gradient import ReplicaGradient, check_server_can, server_rule
 from hemstitch.train._strategies import Batch, StepReport
 
 STEP_SECONDS = 0.5          # least time between two looks at the server
@@ -93,12 +92,7 @@ class ReplicaSteps:
     def __init__(self, options: Replicas, task: Any, model: nn.Module, optimizer: torch.optim.Optimizer,
                  make: Callable[[int], ReplicaGradient], source: BatchSource[Batch], epochs: int,
                  threads: int = 1) -> None:
-        if type(source) is not BatchSource or not isinstance(source.indices, ShuffledEpochs):
-            raise ConfigError("parallel.kind = 'async' hands out batches by number, this data is one stream that "
-                              "carries a state from batch to batch: use parallel.kind = 'local'")
-        if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
-            raise ConfigError("parallel.kind = 'async' moves parameters only, and batch normalisation keeps running "
-                              "statistics besides them: set model.norm = 'rms' or 'none'")
+        check_server_can("async", model, source)
         self.options, self.task, self.model, self.optimizer = options, task, model, optimizer
         self._flat = FlatGradient(model, lambda *_: None)
         self.rule = server_rule(optimizer, model)

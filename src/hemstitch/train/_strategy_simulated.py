@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hemstitch.errors import ConfigError, NonFiniteError
+from hemstitch.errors import NonFiniteError
 from hemstitch.parallel import (
     AsynchronousReport,
     AsynchronousSimulation,
@@ -33,11 +33,11 @@ from hemstitch.parallel import (
     StalenessHistogram,
     StepRule,
 )
-from hemstitch.sampling import BatchSource, ShuffledEpochs, generator
+from hemstitch.sampling import BatchSource, generator
 from hemstitch.train._epoch_batches import EpochBatches
 from hemstitch.train._options import SimulatedAsynchronous
 from hemstitch.train._outer_frames import Loaded, OuterFrames, OuterRows
-from hemstitch.train._replica_gradient import ReplicaGradient, server_rule
+from hemstitch.train._replica_gradient import ReplicaGradient, check_server_can, server_rule
 from hemstitch.train._strategies import Batch, StepReport
 
 SEED_STEP = 7919
@@ -209,12 +209,7 @@ class SimulatedReplicaSteps:
     def __init__(self, options: SimulatedAsynchronous, model: nn.Module, optimizer: torch.optim.Optimizer,
                  gradients: Sequence[ReplicaGradient], source: Any, cluster: Cluster) -> None:
         frames = isinstance(source, OuterFrames)
-        if not frames and (type(source) is not BatchSource or not isinstance(source.indices, ShuffledEpochs)):
-            raise ConfigError("parallel.kind = 'simulated-async' hands out batches by number, this data is one stream "
-                              "that carries a state from batch to batch: use parallel.kind = 'local'")
-        if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
-            raise ConfigError("parallel.kind = 'simulated-async' moves parameters only, and batch normalisation keeps "
-                              "running statistics besides them: set model.norm = 'rms' or 'none'")
+        check_server_can("simulated-async", model, None if frames else source)
         self.options, self.model, self.optimizer, self.cluster = options, model, optimizer, cluster
         self.rule = server_rule(optimizer, model)
         self._gradients = list(gradients)
