@@ -10,7 +10,7 @@ import sys
 
 import torch
 from _common import environment, write_result
-from bench_natural_gradient import cost
+from bench_natural_gradient import costs
 from torch import nn
 
 from hemstitch.optim import SGD, Backstitch, NaturalGradient, component_groups
@@ -59,7 +59,7 @@ def main():
     for interval, limit in ((1, 2.05), (4, 1.27)):
         for inner, natural in cases:
             name = f"interval {interval}, {inner}{', natural gradient' if natural else ''}"
-            measured = cost(step_of(inner, interval, natural), step_of(inner, 0, natural), rounds)
+            (measured,) = costs(step_of(inner, 0, natural), [step_of(inner, interval, natural)], rounds)
             result["backstitch / plain"][name] = measured | {"limit": limit}
             print(name, measured, "limit", limit, flush=True)
     write_result("backstitch", result)

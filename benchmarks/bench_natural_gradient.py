@@ -106,16 +106,25 @@ def block_time(step):
     return time.process_time() - start
 
 
-def costs(plain, bare, natural, rounds):
-    """Medians of the blocks' ratios to the plain blocks beside them, after all are past their first updates."""
-    for step in (plain, bare, natural):
+def costs(plain, others, rounds):
+    """Of each of the other steps: blocks over the plain blocks beside them, after all are past their first updates.
+
+    `ratio` is the median of the ratios; `of_minima` the least block over the least plain block, which a busy machine
+    disturbs least.
+    """
+    for step in (plain, *others):
         for _ in range(3):
             block_time(step)
-    blocks = [(block_time(plain), block_time(bare), block_time(natural)) for _ in range(rounds)]
-    ratios, bares = (sorted(block[k] / block[0] for block in blocks) for k in (2, 1))
-    return {"ratio": round(ratios[rounds // 2], 4), "quartiles": [round(ratios[rounds // 4], 4),
-            round(ratios[3 * rounds // 4], 4)], "bare": round(bares[rounds // 2], 4),
-            "base_ms": round(1e3 * sorted(block[0] for block in blocks)[rounds // 2] / BLOCK, 2)}
+    base, *blocks = zip(*([block_time(step) for step in (plain, *others)] for _ in range(rounds)))
+    return [cost(own, base) for own in blocks]
+
+
+def cost(blocks, base):
+    """Ratios of blocks to those beside them."""
+    ratios, rounds = sorted(ours / plain for ours, plain in zip(blocks, base)), len(base)
+    return {"ratio": round(ratios[rounds // 2], 4), "of_minima": round(min(blocks) / min(base), 4),
+            "quartiles": [round(ratios[rounds // 4], 4), round(ratios[3 * rounds // 4], 4)],
+            "base_ms": round(1e3 * sorted(base)[rounds // 2] / BLOCK, 2)}
 
 
 LAYER, NETWORK = [(1024, 1024)], list(zip(WIDTHS, WIDTHS[1:]))
@@ -136,8 +145,9 @@ def main():
     for name, (make, shapes, batch, options, limit) in CASES.items():
         rounds = (15 if quick else 60) // (3 if make is network_step else 1)
         bare = bare_step(make(batch, False), batch, shapes, **options)
-        measured = costs(make(batch, False), bare, make(batch, True, **options), rounds)
-        result["natural / plain"][name] = measured | {"arithmetic": arithmetic(batch, shapes, **options), "limit": limit}
+        measured, least = costs(make(batch, False), (make(batch, True, **options), bare), rounds)
+        result["natural / plain"][name] = measured | {
+            "bare": least["ratio"], "arithmetic": arithmetic(batch, shapes, **options), "limit": limit}
         print(name, result["natural / plain"][name], flush=True)
     write_result("natural_gradient", result)
 

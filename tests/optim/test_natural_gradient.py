@@ -130,7 +130,7 @@ def test_recurrent_layer_is_preconditioned_once_over_all_steps(monkeypatch):
     seen = []
     learn = OnlineNaturalGradient._learn
     monkeypatch.setattr(OnlineNaturalGradient, "_learn",
-                        lambda self, rows, gain: seen.append(tuple(rows.shape)) or learn(self, rows, gain))
+                        lambda self, rows, *rest: seen.append(tuple(rows.shape)) or learn(self, rows, *rest))
     outputs, _ = lstm(torch.randn(2, 7, 4, dtype=torch.float64))
     outputs.sum().backward()
     assert sorted(seen) == sorted([(14, 8), (14, 20), (14, 5), (14, 3), (14, 15)])  # 2 sequences x 7 steps

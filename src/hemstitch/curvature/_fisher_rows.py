@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 Scalar = float | Tensor
 """A float on the CPU; elsewhere a 0-d tensor, which nobody has to wait for."""
+
+BLOCK_BYTES = 2**19
+"""Of rows that stay in a core's cache, with what becomes of them, from one product to the next."""
 
 
 class Rows(Protocol):
@@ -42,11 +46,43 @@ class DenseRows:
     """`Rows` as a matrix (N, D)."""
 
     def __init__(self, x: Tensor) -> None:
-        self.like, self.shape, self.norm = x, x.shape, norm(x)
+        self.like, self.shape = x, x.shape
+
+    @cached_property
+    def norm(self) -> Scalar:
+        """|X|."""
+        return norm(self.like)
 
     def double(self) -> DenseRows:
         """The same in double precision."""
         return DenseRows(self.like.double())
+
+    def precondition(self, factor: Tensor) -> tuple[Tensor, Tensor, Scalar]:
+        """H, X - HW and the norm of that; sets the norm of X.
+
+        On the CPU by blocks of rows, so that each is fetched from memory once, not again for each product and norm.
+        """
+        x = self.like
+        scores, y = x.new_empty(len(x), len(factor)), torch.empty_like(x)
+        size = max(32, BLOCK_BYTES // (x.shape[1] * x.itemsize)) if x.device.type == "cpu" else len(x)
+        if len(x) <= size:
+            before, after = self._precondition_block(factor, x, scores, y)
+        else:
+            blocks = zip(x.split(size), scores.split(size), y.split(size), strict=True)
+            norms = [self._precondition_block(factor, *block) for block in blocks]
+            before, after = (math.hypot(*parts) for parts in zip(*norms, strict=True))
+        self.norm = self._whole_norm(before)
+        return scores, y, after
+
+    def _precondition_block(self, factor: Tensor, x: Tensor, scores: Tensor, y: Tensor) -> tuple[Scalar, Scalar]:
+        """Fill ``scores`` and ``y``; the norms of ``x`` and ``y``."""
+        before = norm(x)
+        torch.mm(x, factor.T, out=scores)
+        torch.addmm(x, scores, factor, alpha=-1, out=y)
+        return before, norm(y)
+
+    def _whole_norm(self, of_matrix: Scalar) -> Scalar:
+        return of_matrix
 
     def scores(self, factor: Tensor) -> Tensor:
         """H = X W', (N, rank)."""
@@ -58,20 +94,32 @@ class DenseRows:
 
     def cross(self, scores: Tensor) -> Tensor:
         """J = H'X, (rank, D)."""
-        return scores.T @ self.like
+        return (self.like.T @ scores).T
 
 
 class AffineRows(DenseRows):
     """`Rows` [x, 1] of a matrix (N, D) and an appended one, which is never written."""
 
     def __init__(self, x: Tensor) -> None:
-        super().__init__(x)
-        self.shape = (x.shape[0], x.shape[1] + 1)
-        self.norm = root(self.norm * self.norm + x.shape[0])
+        self.like, self.shape = x, (x.shape[0], x.shape[1] + 1)
+
+    @cached_property
+    def norm(self) -> Scalar:
+        """|[X, 1]|."""
+        return self._whole_norm(norm(self.like))
 
     def double(self) -> AffineRows:
         """The same in double precision."""
         return AffineRows(self.like.double())
+
+    def _precondition_block(self, factor: Tensor, x: Tensor, scores: Tensor, y: Tensor) -> tuple[Scalar, Scalar]:
+        before, weight = norm(x), factor[:, :-1]
+        torch.addmm(factor[:, -1], x, weight.T, out=scores)
+        torch.addmm(x, scores, weight, alpha=-1, out=y)
+        return before, norm(y)
+
+    def _whole_norm(self, of_matrix: Scalar) -> Scalar:
+        return root(of_matrix * of_matrix + self.shape[0])
 
     def scores(self, factor: Tensor) -> Tensor:
         """H = [X, 1] W', (N, rank)."""
@@ -79,7 +127,10 @@ class AffineRows(DenseRows):
 
     def cross(self, scores: Tensor) -> Tensor:
         """J = H'[X, 1], (rank, D + 1)."""
-        return torch.cat([scores.T @ self.like, scores.sum(0)[:, None]], 1)
+        sums = scores.new_empty(self.shape[1], scores.shape[1])
+        torch.mm(self.like.T, scores, out=sums[:-1])
+        torch.sum(scores, 0, out=sums[-1])
+        return sums.T
 
 
 def norm(x: Tensor) -> Scalar:

@@ -189,18 +189,17 @@ class OnlineNaturalGradient:
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self.precondition(x, gain=gain, out=out)
-        y, scale = self.precondition_rows(x, gain=gain, out=out)
-        return y, torch.as_tensor(scale, dtype=x.dtype, device=x.device)
+        y, scale = self.precondition_rows(x, gain=gain)
+        return (y if out is None else out.copy_(y)), torch.as_tensor(scale, dtype=x.dtype, device=x.device)
 
-    def precondition_rows(self, x: Tensor, *, gain: float = 1.0, out: Tensor | None = None) -> tuple[Tensor, Scalar]:
+    def precondition_rows(self, x: Tensor, *, gain: float = 1.0) -> tuple[Tensor, Scalar]:
         """As `precondition` without its checks, where autograd is off already; the scale is a float on the CPU."""
         rows = DenseRows(x)
-        learned = self._learn(rows, gain)
-        if learned is None:
-            return (x if out is None or out is x else out.copy_(x)), 1.0
-        scores, factor = learned
-        y = torch.addmm(x, scores, factor, alpha=-1, out=out)
-        return y, ratio(rows.norm, norm(y))
+        if not self._is_ready(rows, gain):
+            return x, 1.0
+        scores, y, norm_after = rows.precondition(self._estimate.factor)
+        self._learn(rows, scores, gain)
+        return y, ratio(rows.norm, norm_after)
 
     def precondition_affine(self, x: Tensor) -> tuple[Tensor, Tensor, Scalar]:
         """As `precondition_rows` for the rows [x, 1] of an affine map with a bias.
@@ -208,14 +207,15 @@ class OnlineNaturalGradient:
         Returns:
             The preconditioned rows (N, D), what became of the appended ones (N,), and the scale.
         """
-        rows = AffineRows(x)
-        learned = self._learn(rows, 1.0)
-        if learned is None:
-            return x, x.new_ones(len(x)), 1.0
-        scores, factor = learned
-        y, ones = torch.addmm(x, scores, factor[:, :-1], alpha=-1), 1.0 - scores @ factor[:, -1]
-        norms = norm(y), norm(ones)
-        return y, ones, ratio(rows.norm, root(norms[0] * norms[0] + norms[1] * norms[1]))
+        rows, ones = AffineRows(x), x.new_ones(len(x))
+        if not self._is_ready(rows, 1.0):
+            return x, ones, 1.0
+        factor = self._estimate.factor
+        scores, y, norm_after = rows.precondition(factor)
+        ones.addmv_(scores, factor[:, -1], alpha=-1)
+        self._learn(rows, scores, 1.0)
+        norm_ones = norm(ones)
+        return y, ones, ratio(rows.norm, root(norm_after * norm_after + norm_ones * norm_ones))
 
     def projection(self, rows: Rows, *, gain: float = 1.0) -> tuple[Tensor | None, Scalar]:
         """As `precondition_rows`, for rows that are not a matrix: what to multiply their sums by.
@@ -227,27 +227,19 @@ class OnlineNaturalGradient:
         Returns:
             W, or ``None`` for rows to be left as they are, and the scale.
         """
-        learned = self._learn(rows, gain)
-        if learned is None:
+        if not self._is_ready(rows, gain):
             return None, 1.0
-        scores, factor = learned
+        factor = self._estimate.factor
+        scores = rows.scores(factor)
+        self._learn(rows, scores, gain)
         scatter = rows.scatter(scores).double()
         explained = number(2 * scatter.trace() - (scatter * (factor @ factor.T)).sum())
         return factor, ratio(rows.norm, root(rows.norm * rows.norm - explained))
 
-    def _learn(self, rows: Rows, gain: float) -> tuple[Tensor, Tensor] | None:
-        """The rows' scores under the estimate so far, and its factor; then the update, if due."""
-        num_rows, dim = rows.shape
-        if dim < 2 or num_rows == 0 or not self._is_ready(rows, gain):
-            return None
-        factor = self._estimate.factor
-        scores = rows.scores(factor)
-        if self._is_due():
-            self._update(rows, scores, gain)
-        return scores, factor
-
     def _is_ready(self, rows: Rows, gain: float) -> bool:
         """Initialise from the first minibatch that is finite; whether there is an estimate for rows like these."""
+        if rows.shape[0] == 0 or rows.shape[1] < 2:
+            return False
         if self._estimate is None:
             if not math.isfinite(float(rows.norm)):
                 self._num_refused += 1
@@ -289,6 +281,11 @@ class OnlineNaturalGradient:
             return 1.0 / self.num_minibatches_history
         return min(0.9, -math.expm1(-num_rows / self.num_samples_history))
 
+    def _learn(self, rows: Rows, scores: Tensor, gain: float) -> None:
+        """Update from the rows and their scores under the estimate so far, if an update is due."""
+        if self._is_due():
+            self._update(rows, scores, gain)
+
     def _update(self, rows: Rows, scores: Tensor, gain: float) -> None:
         """Learn from the rows, unless something is not finite."""
         moments = Moments(rows.cross(scores), rows.scatter(scores), float(rows.norm * rows.norm), rows.shape[0], gain)
@@ -315,7 +312,8 @@ class OnlineNaturalGradient:
         state: dict[str, Any] = {"version": STATE_VERSION, "calls": self._calls, "skipped": self._skipped,
                                  "counts": [self._num_updates, self._num_refused, self._num_recovered]}
         if self._estimate is not None:
-            state |= {"factor": self.factor.clone(), "eigenvalues": self.eigenvalues.clone(), "residual": self.residual}
+            state |= {"factor": self.factor.clone(memory_format=torch.contiguous_format),
+                      "eigenvalues": self.eigenvalues.clone(), "residual": self.residual}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ class Estimate:
     """F = R' diag(d) R + rho I, as W = diag(e)^(1/2) R.
 
     Attributes:
-        factor: W, (rank, D).
+        factor: W, (rank, D), stored by columns: the layout in which products with long rows are quickest.
         eigenvalues: d, (rank,).
         residual: rho.
     """
@@ -51,6 +51,9 @@ class Estimate:
     factor: Tensor
     eigenvalues: Array
     residual: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", self.factor.T.contiguous().T)
 
 
 def smoothing(eigenvalues: Array, residual: float, dim: int, alpha: float) -> Array:
@@ -86,7 +89,7 @@ def updated(
     from_rows, from_old = weight * gain_2 * q, keep * m * q  # Y = diag(from_rows) J + diag(from_old) W
 
     z = (weight**2 * k_matrix + weight * keep * l_matrix * (m + m[:, None])) * (q * q[:, None])
-    z[np.diag_indices(rank)] += (keep * m) ** 2
+    z.flat[:: rank + 1] += (keep * m) ** 2
     c, u = _eigenvalues_descending(z)
     floor, directions = (rho * keep) ** 2, None
     if c[-1] < HOPELESS * c[0]:
@@ -101,7 +104,8 @@ def updated(
     factor = None
     if directions is None:
         mix = (root_e / root)[:, None] * u.T
-        factor = torch.addmm(_like(cross, mix * from_old) @ old.factor, _like(cross, mix * from_rows), cross)
+        kept = old.factor.T @ _like(cross, (mix * from_old).T)
+        factor = torch.addmm(kept, cross.T, _like(cross, (mix * from_rows).T)).T
         if c[0] > 1e6 * c[-1] or c[-1] < floor:
             factor = _orthonormalised(factor, root_e)
     is_exact = factor is None
@@ -109,7 +113,7 @@ def updated(
         if directions is None:
             _, directions = _exact_directions(from_rows, cross, from_old, old.factor)
         factor = _like(cross, root_e[:, None] * directions)
-    return (Estimate(factor, new_d, new_rho) if torch.isfinite(factor.sum()) else None), is_exact
+    return (Estimate(factor, new_d, new_rho) if math.isfinite(factor.sum().item()) else None), is_exact
 
 
 def _gram(rows: Tensor) -> Array:
@@ -126,6 +130,8 @@ def _eigenvalues_descending(z: Array) -> tuple[Array, Array]:
     """Eigenvalues of a symmetric matrix by falling magnitude, and its eigenvectors as columns."""
     size = max(1.0, z.trace())
     c, u = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(z / size)))
+    if c[0] >= 0:
+        return c[::-1] * size, u[:, ::-1]
     order = np.argsort(-np.abs(c), kind="stable")
     return c[order] * size, u[:, order]
 

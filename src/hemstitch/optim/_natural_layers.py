@@ -19,8 +19,7 @@ Reference: Povey et al. 2015. The plain and the natural layer compute the same o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -77,10 +76,10 @@ class NaturalLayer:
             return type(layer).forward(layer, input)
         if torch._C._are_functorch_transforms_active():
             raise MisuseError(ONCE)
-        tensors = (input, *parameters)
-        with without_autocast(input) as dtype:
-            if dtype is not None:
-                tensors = [t.to(dtype) for t in tensors]
+        device, tensors = input.device.type, (input, *parameters)
+        if torch.is_autocast_enabled(device):
+            tensors = tuple(t.to(torch.get_autocast_dtype(device)) for t in tensors)
+        with without_autocast(device):
             return _WithNaturalGradient.apply(self, self.prepare(tensors[0]), *tensors[1:])
 
     def parameters(self) -> tuple[Tensor, ...]:
@@ -127,21 +126,15 @@ class _WithNaturalGradient(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise MisuseError(ONCE)
         x, weight = ctx.saved_tensors
-        with without_autocast(x):
+        with without_autocast(x.device.type):
             natural = ctx.rule.gradients(x, dy, ctx.mask)  # first, while dy is in the cache
             dx = ctx.rule.input_derivative(x, weight, dy) if ctx.needs_input_grad[1] else None
         return None, dx, *(g.to(weight.dtype) for g in natural)
 
 
-@contextmanager
-def without_autocast(like: Tensor) -> Iterator[torch.dtype | None]:
-    """Compute in the types given; yields what autocast, if it was on, would have chosen."""
-    device = like.device.type
-    if not torch.is_autocast_enabled(device):
-        yield None
-        return
-    with torch.autocast(device, enabled=False):
-        yield torch.get_autocast_dtype(device)
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Compute in the types given within."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class NaturalLinear(NaturalLayer):
@@ -162,13 +155,15 @@ class NaturalLinear(NaturalLayer):
         if mask is not None:
             x, dy = x[mask], dy[mask]
         x, dy = (wide(t.reshape(-1, t.shape[-1])) for t in (x, dy))
-        dy, scale_out = self.sides["out"].precondition_rows(dy, gain=self.context.gain())
         if self.layer.bias is None:
             x, scale_in = self.sides["in"].precondition_rows(x)
+            dy, scale_out = self.sides["out"].precondition_rows(dy, gain=self.context.gain())
             return (_scaled_product(scale_in * scale_out, dy, x),)
         x, ones, scale_in = self.sides["in"].precondition_affine(x)
+        dy, scale_out = self.sides["out"].precondition_rows(dy, gain=self.context.gain())
         scale = scale_in * scale_out
-        return _scaled_product(scale, dy, x), (dy.T @ ones).mul_(scale)
+        d_bias = (dy.T @ ones).mul_(scale)  # while the last rows of dy are in the cache
+        return _scaled_product(scale, dy, x), d_bias
 
 
 class NaturalConv(NaturalLayer):
