@@ -160,6 +160,17 @@ def test_phones_in_an_unheard_order_are_reported_and_do_not_count(recipe, tmp_pa
     assert 0 < dev["skipped"] < 1 and np.isfinite(dev["loss"])
 
 
+def test_shuffles_let_all_words_compete_in_any_order(recipe):
+    def without(*settings):
+        unheard = ["--criterion.lm_order", "6", "--hmm.silence_probability", "0.01"]
+        task = build_run(load_recipe(recipe, [*LATTICE_FREE, *unheard, *settings]), QUIET).task
+        items = torch.arange(len(task.pieces["dev"].utterance))
+        return sum(graph is None for graph in task.graphs("dev", items)), task.denominator.num_arcs
+
+    (heard, arcs), (dealt, more_arcs) = without(), without("--criterion.lm_shuffles", "20")
+    assert heard > dealt == 0 and more_arcs > arcs
+
+
 def test_more_phones_than_output_frames_are_reported_and_do_not_count(tiny_corpus, tmp_path):
     corpus = tmp_path / "corpus"
     shutil.copytree(tiny_corpus, corpus)

@@ -6,7 +6,7 @@ import torch
 
 from hemstitch.graphs import Graph, denominator_graph, estimate_phone_lm, normalisation_graph, numerator_posteriors
 from hemstitch.speech import Alignment, Segment, Topology
-from hemstitch.train._numerators import PhoneAlignment, aligned_numerators, phone_pdfs
+from hemstitch.train._numerators import PhoneAlignment, aligned_numerators, phone_pdfs, shuffled_words
 
 PHONES = ("SIL", "A", "B")
 TOPOLOGY = Topology.chain(PHONES)
@@ -65,3 +65,12 @@ def test_the_phones_of_an_alignment_count_from_zero():
     segments = (Segment("SIL", 0, 6), Segment("B", 6, 11))
     alignment = Alignment(pdfs=torch.zeros(11).numpy(), phones=segments, words=())
     assert PhoneAlignment.of(alignment, TOPOLOGY) == ([0, 2], [6, 5])
+
+
+def test_shuffled_transcripts_keep_their_lengths_and_all_words():
+    said = [["a", "b"], ["c"], [], ["a", "d", "e"]]
+    dealt = shuffled_words(said, 2)
+    first, second = dealt[:4], dealt[4:]
+    assert [len(s) for s in first] == [len(s) for s in second] == [2, 1, 0, 3]
+    assert all(sorted(itertools.chain(*each)) == ["a", "a", "b", "c", "d", "e"] for each in (first, second))
+    assert first != second and shuffled_words(said, 0) == []

@@ -7,6 +7,7 @@ count, with borders that may move by a tolerance; such a graph knows the time an
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -95,6 +96,16 @@ def drawn_phones(
             phones += [0] if random.random() < silence_probability else []
         sequences.append(phones if phones[-1] == 0 else [*phones, 0])
     return sequences
+
+
+def shuffled_words(transcripts: Sequence[Sequence[str]], copies: int) -> list[list[str]]:
+    """Transcripts as long as those given, with all their words dealt out anew (fixed seed), for each copy."""
+    random, ends = np.random.default_rng(0), np.cumsum([0, *map(len, transcripts)])
+    words, dealt = [word for transcript in transcripts for word in transcript], []
+    for _ in range(copies):
+        order = random.permutation(len(words))
+        dealt += [[words[i] for i in order[first:end]] for first, end in itertools.pairwise(ends)]
+    return dealt
 
 
 def _or_none(graph: Graph) -> Graph | None:

@@ -31,6 +31,7 @@ from hemstitch.train._numerators import (
     drawn_phones,
     end_to_end_numerators,
     phone_pdfs,
+    shuffled_words,
 )
 from hemstitch.train._options import LatticeFreeMmi
 from hemstitch.train._pieces import Pieces, Stretches, chunks, whole_utterances
@@ -82,15 +83,23 @@ class LatticeFreeTask(SpeechTask):
             self.prepare(console)
         elif self.aligns:
             self.restore(kept)
-        sequences = ([a.phones for a in self.phones["train"]] if self.phones else
-                     drawn_phones(self.transcripts("train"), self.lexicon, self.topology,
-                                  self.silence_probability))  # fmt: skip
-        phone_lm = estimate_phone_lm(sequences, options.lm_order, num_extra_states=options.num_extra_states)
+        sequences, extra = self.phone_sequences(), options.num_extra_states
+        phone_lm = estimate_phone_lm(sequences, options.lm_order, num_extra_states=extra)
         self.denominator = denominator_graph(phone_lm, phone_pdfs(self.topology))
         self.objective = LatticeFreeMMI(
             self.denominator, options.leak, options.output_l2, options.xent_regularize, options.range_penalty
         )
         self.subsampling = 1
+
+    def phone_sequences(self) -> list[list[int]]:
+        """What the denominator's language model learns from: training transcripts, and shuffles of them."""
+        said = self.transcripts("train")
+        shuffled = shuffled_words(said, self.recipe.criterion.lm_shuffles)
+        if self.phones:
+            aligned, drawn = [a.phones for a in self.phones["train"]], shuffled
+        else:
+            aligned, drawn = [], said + shuffled
+        return aligned + drawn_phones(drawn, self.lexicon, self.topology, self.silence_probability)
 
     # -- preparations ------------------------------------------------------------------------------------------------
 
@@ -194,7 +203,7 @@ class LatticeFreeTask(SpeechTask):
             f"{name} part: {len(without)} of {len(self.transcripts(name))} utterances, such as {example}, do not "
             "count (in full): they have more phones than output frames (correct the transcripts, or lower "
             "model.subsampling), or phones in an order that the denominator's language model has never seen (lower "
-            "criterion.lm_order)"
+            "criterion.lm_order, or set criterion.lm_shuffles to 20)"
         )
 
     def scores(self, model: nn.Module, part: Part) -> tuple[Tensor, np.ndarray]:

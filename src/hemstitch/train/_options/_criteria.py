@@ -58,6 +58,8 @@ class LatticeFreeMmi:
             0: there is none.
         lm_order: order of the phone language model of the denominator. It has no smoothing: where sequences of so many
             phones often come up unheard, take a lower one.
+        lm_shuffles: copies of the training transcripts, their words dealt out anew, that it also learns from: words
+            then compete in orders that nobody said, as they do in a search with a weak language model.
         num_extra_states: histories longer than two phones that it keeps.
         length_step: without chunks, utterances are prolonged by copies of their last frame to a multiple of this many
             frames, so that batches hold utterances of one length.
@@ -73,11 +75,13 @@ class LatticeFreeMmi:
     range_penalty: float = 0.0
     xent_regularize: float = 0.0
     lm_order: int = 4
+    lm_shuffles: int = 0
     num_extra_states: int = 500
     length_step: int = 30
 
     def __post_init__(self) -> None:
-        for name in ("tolerance", "chunk", "leak", "output_l2", "range_penalty", "xent_regularize", "num_extra_states"):
+        for name in ("tolerance", "chunk", "leak", "output_l2", "range_penalty", "xent_regularize",
+                     "lm_shuffles", "num_extra_states"):  # fmt: skip
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         require(self.lm_order >= 1 and self.length_step >= 1,
                 f"lm_order and length_step must be at least 1, got {self.lm_order} and {self.length_step}")  # fmt: skip
