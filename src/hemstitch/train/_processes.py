@@ -130,8 +130,7 @@ def supervise(run: Run, folder: RunFolder, loop: Loop, watch: Watch | None) -> N
     if loop.progress.step == 0:
         loop.save()                                         # with it all workers begin
     looks = _new_looks(folder, run.recipe.train.epochs)
-    with LocalWorkers(work, num_processes(options), args=(str(folder.path), quiet), timeout=options.timeout,
-                      threads=run.recipe.train.threads) as workers, _forwarded_signals(workers):  # fmt: skip
+    with launched(run.recipe, (str(folder.path.resolve()), quiet)) as workers, _forwarded_signals(workers):
         while (results := _results(workers)) is None:
             for share, values in next(looks) if watch else ():
                 watch(share, values)
@@ -147,6 +146,17 @@ def supervise(run: Run, folder: RunFolder, loop: Loop, watch: Watch | None) -> N
         loop.event("worker-lost", loss.splitlines()[0], level="warning")
     if any(result["status"] == "stopped" for result in results):
         raise Interrupted
+
+
+def launched(recipe: Recipe, args: tuple[Any, ...]) -> Any:
+    """The workers, started in the way that the recipe says."""
+    options, threads = recipe.parallel, recipe.train.threads
+    if options.launcher == "ray":
+        from hemstitch.parallel.ray import RayWorkers
+
+        return RayWorkers(work, num_processes(options), args=args, timeout=options.timeout, threads=threads or 1,
+                          address=options.address)
+    return LocalWorkers(work, num_processes(options), args=args, timeout=options.timeout, threads=threads)
 
 
 def work(reducer: ProcessGroupReducer, path: str, quiet: bool) -> dict[str, str]:
@@ -167,7 +177,7 @@ def work(reducer: ProcessGroupReducer, path: str, quiet: bool) -> dict[str, str]
     return {"status": "finished"}
 
 
-def _results(workers: LocalWorkers) -> list[dict[str, str]] | None:
+def _results(workers: Any) -> list[dict[str, str]] | None:
     try:
         return workers.results(timeout=POLL_SECONDS, tolerate_losses=True)
     except TimeoutError:
@@ -191,7 +201,7 @@ def _new_looks(folder: RunFolder, epochs: int) -> Iterator[list[tuple[float, dic
 
 
 @contextmanager
-def _forwarded_signals(workers: LocalWorkers) -> Iterator[None]:
+def _forwarded_signals(workers: Any) -> Iterator[None]:
     """Tell the workers to stop at the next average when this process is asked to; a second time ends them at once."""
 
     def stop(number: int, frame: Any) -> None:

@@ -2,5 +2,6 @@
 
 from hemstitch.parallel.ray._engine import connected
 from hemstitch.parallel.ray._training import AsynchronousTraining, RealReport
+from hemstitch.parallel.ray._workers import RayWorkers
 
-__all__ = ["AsynchronousTraining", "RealReport", "connected"]
+__all__ = ["AsynchronousTraining", "RayWorkers", "RealReport", "connected"]

@@ -39,11 +39,6 @@ class Crew:
         self.has_ended = False
         self._begin()
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the process has shown itself."""
-        return bool(self.facts)
-
     def poll(self) -> None:
         """See how the process is; replace it if it is gone.
 

@@ -21,12 +21,15 @@ class WorkerProcesses:
         workers: how many processes; under torchrun as many as it has started.
         timeout: seconds that a worker may keep the others waiting before they go on without it.
         backend: what carries the sums; nccl needs one GPU per worker.
-        address: of this machine towards the others, if there are several (torchrun); "": this machine alone.
+        launcher: who starts the processes, unless torchrun has; ray can on a cluster, too.
+        address: of this machine towards the others (torchrun), or of a running Ray cluster, such as 10.0.0.1:6379
+            (launcher = ray); "": this machine alone.
     """
 
     workers: int = 2
     timeout: float = 600.0
     backend: Literal["gloo", "nccl"] = "gloo"
+    launcher: Literal["local", "ray"] = "local"
     address: str = ""
 
     def __post_init__(self) -> None:
