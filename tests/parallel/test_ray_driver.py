@@ -15,11 +15,12 @@ import pytest
 
 pytest.importorskip("ray", reason="needs the engine: pip install 'hemstitch[parallel]'")
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default"),
+              pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")]
 
 MOST_SECONDS = 240
 SETTINGS = ["--parallel.kind", "async", "--parallel.replicas", "3", "--parallel.processes", "1", "--update.kind", "sgd",
-            "--update.momentum", "0", "--update.lr", "0.05", "--schedule.kind", "constant", "--train.epochs", "30",
+            "--update.momentum", "0", "--update.lr", "0.05", "--schedule.kind", "constant", "--train.epochs", "6",
             "--train.checkpoint_every", "5"]
 PROGRAM = """
 import os, signal, sys, time
@@ -65,9 +66,8 @@ class Started:
     """A process and everything that has come from it."""
 
     def __init__(self, arguments):
-        self.shared_before = set(os.listdir("/dev/shm"))
         self.process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
-        self.family, self.ports = {}, set()
+        self.family, self.ports, self.shared = {}, set(), set()
 
     def wait_for(self, condition):
         """Until something is so; remembers who is there."""
@@ -78,7 +78,7 @@ class Started:
         self.look()
 
     def look(self):
-        """Remember all descendants with the times of their starts, and the ports on which they listen."""
+        """Remember all descendants with the times of their starts, their ports, and their files in shared memory."""
         children = {}
         for entry in Path("/proc").glob("[0-9]*"):
             if (found := birth(int(entry.name))) is not None:
@@ -89,18 +89,20 @@ class Started:
                 self.family[pid] = start
                 todo.append(pid)
         self.ports |= listening(self.family)
+        self.shared |= set().union(*map(shared_files, self.family))
 
     def left(self):
         """What there still is of it."""
         alive = {pid for pid, start in self.family.items() if (birth(pid) or (0, None))[1] == start}
-        return alive, self.ports & listening(None), set(os.listdir("/dev/shm")) - self.shared_before
+        return alive, self.ports & listening(None), {name for name in self.shared if Path(name).exists()}
 
     def assert_nothing_is_left(self, seconds):
+        self.process.stdout.close()
         deadline = time.monotonic() + seconds
         while any(self.left()) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert self.left() == (set(), set(), set())
-        assert len(self.family) >= 8 and len(self.ports) >= 3           # it was really there
+        assert len(self.family) >= 8 and len(self.ports) >= 3 and self.shared       # it was really there
 
 
 def birth(pid):
@@ -110,6 +112,15 @@ def birth(pid):
     except OSError:
         return None
     return None if fields[0] == "Z" else (int(fields[1]), int(fields[19]))
+
+
+def shared_files(pid):
+    """Files in shared memory that a process has mapped."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {line.split(maxsplit=5)[5].removesuffix(" (deleted)") for line in lines if "/dev/shm/" in line}
 
 
 def listening(pids):
@@ -178,4 +189,4 @@ def test_a_run_goes_on_where_it_was_ended(tiny_recipe, tmp_path, how):
         assert how == "SIGKILL" or "hemstitch resume" in said
     started.assert_nothing_is_left(seconds=5.0)
     items = finish(run)
-    assert items == 30 * 270
+    assert items == 6 * 270
