@@ -244,7 +244,7 @@ def test_a_replica_with_a_newer_life_elsewhere_is_told_and_changes_nothing(tmp_p
 def test_a_limit_ends_the_work_and_nothing_is_under_way(tmp_path):
     clock, _, shards = system(tmp_path, 5, fetch_every=3)
     shards[0].target.allow(50)
-    clock.run(until=clock.now + 0.5, stop=lambda: shards[0].target.ledger.answered >= 50)
+    run_until(clock, shards, 50)
     status = shards[0].target.status()
     assert (status["answered"], status["under_way"], status["next_batch"]) == (50, 0, 50)
 
