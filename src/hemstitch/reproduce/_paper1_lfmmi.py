@@ -123,7 +123,8 @@ def systems(results: Results) -> Outcome:
                  low=gain.relative_low, high=gain.relative_high, seeds=seeds, percent=True)
              for (a, b), gain in gains.items()]  # fmt: skip
     for name in OFFICIAL:
-        rows.append(Row(quantity=f"word error rate on the official test part, {name}",
+        model = "2-gram" if name in SYSTEMS else "unigram"
+        rows.append(Row(quantity=f"word error rate on the official test part, {name}, {model}",
                         ours=results[f"{name}, official"]["test"], percent=True))  # fmt: skip
         rows.append(Row(quantity=f"CPU seconds of that run, {name}", ours=results[f"{name}, official"]["cpu_seconds"]))
     told = {"better": "fewer errors than", "worse": "more errors than", "unclear": "about as many errors as"}
