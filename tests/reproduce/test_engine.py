@@ -112,5 +112,5 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert "1 partly" in capsys.readouterr().out
     target = tmp_path / "results.md"
     assert main(["reproduce", "--markdown", str(tmp_path / "kept/smoke"), str(target)]) == 0
-    assert "| length | 3.1 | 4.123 |" in target.read_text()
+    assert "| length | 3.1 | 4.123 |" in target.read_text() and " | partly | " in target.read_text()
     assert main(["reproduce", "--markdown", str(tmp_path / "nothing"), str(target)]) == 2

@@ -13,6 +13,7 @@ from hemstitch.report._plots import Bar, bar_plot
 from hemstitch.report._text import NOTHING, duration, known, literal, number, percent, plural
 
 Fields = Mapping[str, Any]
+_NAMES = {"wer": "WER"}
 
 
 def write_sweep_page(folder: str | Path) -> Path:
@@ -30,7 +31,7 @@ def sweep_page(result: Fields) -> Html:
     found = [
         ("Best settings", _settings(best["settings"]), f"of {plural(len(rows), 'combination')}"),
         (f"Dev {result['by']}", score(best["score"], result["by"]), "by which it was chosen"),
-        *((f"Test {name}", percent(value), "had no say") for name, value in best["test"].items()),
+        *((f"Test {_NAMES.get(name, name)}", percent(value), "had no say") for name, value in best["test"].items()),
     ]
     spent = [
         ("Cost of the search", duration(cost["cpu_seconds"]), f"CPU time of {plural(cost['runs'], 'run')}"),

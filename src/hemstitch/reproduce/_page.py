@@ -13,6 +13,7 @@ from hemstitch.reproduce._engine import read_outcomes
 from hemstitch.reproduce._entry import PAPERS, Entry
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "not run")
+LOOKS = {"reproduced": "good", "not reproduced": "warning", "not run": "quiet"}
 NOT_YET = "not run yet"
 
 
@@ -50,7 +51,8 @@ def tally(outcomes: Sequence[dict[str, Any]]) -> str:
 
 
 def _overview(outcomes: Sequence[dict[str, Any]]) -> Html:
-    rows = [(element("a", o["key"], href=f"#{_anchor(o)}"), o["title"], o["verdict"], duration(o["cpu_seconds"]))
+    rows = [(element("a", o["key"], href=f"#{_anchor(o)}"), o["title"],
+             element("span", o["verdict"], class_=LOOKS.get(o["verdict"])), duration(o["cpu_seconds"]))
             for o in outcomes]  # fmt: skip
     return table(("Entry", "What", "Verdict", "CPU time"), rows, numeric=(3,))
 
@@ -113,6 +115,10 @@ def markdown(outcomes: Sequence[dict[str, Any]], scale: str) -> str:
         f"Generated from the outcome files in `results/{scale}`; do not edit. {tally(outcomes)}.",
         "Each command can be given again and goes on where it was stopped; `hemstitch reproduce all` runs everything",
         "and writes the same page with pictures.",
+        "",
+        "| entry | what | verdict | CPU time |",
+        "|---|---|---|---|",
+        *(f"| {o['key']} | {o['title']} | {o['verdict']} | {duration(o['cpu_seconds'])} |" for o in outcomes),
     ]
     for number_, name in PAPERS.items():
         lines += ["", f"## {_heading(number_, name)}"]
