@@ -36,10 +36,11 @@ AT_THE_START = 1e-12
 
 
 def settings(scale: Scale, own: Settings) -> dict[str, Any]:
-    """Those of a second stage."""
+    """Those of a second stage. A hidden layer is three modules: linear, ReLU, dropout."""
     sizes = choose(scale, smoke=SMOKE, laptop={}, paper={"model.hidden": [1024] * 4})
-    smoke = {"start.freeze": [r"^layers\.0\."]} if scale == "smoke" and "start.freeze" in own else {}
-    return {**DECODE, **own, **sizes, **smoke}
+    hidden = choose(scale, smoke=r"^layers\.[0-2]\.", laptop=r"^layers\.[0-8]\.", paper=r"^layers\.(\d|1[01])\.")
+    frozen = {"start.freeze": [hidden]} if "start.freeze" in own else {}
+    return {**DECODE, **own, **sizes, **frozen}
 
 
 def curves_part(scale: Scale, name: str, own: Settings) -> Part:
@@ -71,7 +72,7 @@ CONTROL: Settings = {"criterion.denominator": False}
 ORDERS = ("none", "on-the-fly", "full")
 VARIANTS: dict[str, Settings] = {
     "MMI": {},
-    "MMI, last layer": {"start.freeze": [r"^layers\.[0-5]\."]},
+    "MMI, last layer": {"start.freeze": ["the hidden layers"]},
     "without denominator, aligned once": {**CONTROL, "criterion.realign": "once"},
     "without denominator, aligned always": {**CONTROL, "criterion.realign": "on-the-fly"},
     **{f"from scratch, {order}": {**SCRATCH, "criterion.shuffling": order} for order in ORDERS},
@@ -261,8 +262,9 @@ METHODS: dict[str, tuple[str, Settings]] = {
     "boosted MMI": ("an4-boosted-mmi", {}),
     "MPE": ("an4-mpe", {}),
     "sMBR": ("an4-smbr", {}),
-    LONGER: ("an4-mmi", {**CROSS_ENTROPY, "update.lr": 0.05, "train.batch_size": 256, "model.dropout": 0.2}),
-    "CE": ("an4-mmi", {**CROSS_ENTROPY, "update.lr": AT_THE_START, "train.epochs": 1}),
+    LONGER: ("an4-mmi", {**CROSS_ENTROPY, "update.lr": 0.05, "train.batch_size": 256}),
+    "CE": ("an4-mmi", {**CROSS_ENTROPY, "update.lr": AT_THE_START, "train.batch_size": 256,
+                       "train.epochs": 1}),
 }
 """Name -> recipe, and what it sets besides."""
 
