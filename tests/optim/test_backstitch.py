@@ -27,6 +27,29 @@ class BackstitchContract(OptimizerContract):
 
     bad_options = ({"lr": -1.0}, {"scale": -0.1}, {"interval": 0}, {"interval": 2, "phase": 2}, {"warmup_steps": -1})
 
+    def test_a_pair_that_is_taken_back_leaves_nothing(self):
+        """In the middle of a pair the state is refused; given up, the run goes on to the bit as if it had never begun."""
+        one, two = self.problem(), self.problem()
+        optimizer, other = self.build(one), self.build(two)
+        for index in range(self.num_steps):  # even: a pair is next
+            self.step(one, optimizer, index)
+            self.step(two, other, index)
+        assert optimizer.begin() == "first"
+        self.closure(one, optimizer, self.num_steps + 1)()  # not the batch that follows
+        optimizer.step()
+        assert not torch.equal(flat(one), flat(two))
+        for ask in (optimizer.state_dict, lambda: copy.deepcopy(optimizer)):
+            with pytest.raises(MisuseError, match="abandon"):
+                ask()
+        optimizer.abandon()
+        got, expected = optimizer.state_dict(), other.state_dict()
+        torch.testing.assert_close(got["state"], expected["state"], rtol=0, atol=0)
+        assert got["backstitch"] == expected["backstitch"]
+        for index in range(self.num_steps, 2 * self.num_steps):
+            self.step(one, optimizer, index)
+            self.step(two, other, index)
+        assert torch.equal(flat(one), flat(two))
+
 
 class TestOverSGD(BackstitchContract):
     def inner(self, params, **options):
@@ -46,6 +69,11 @@ class TestOverTorchSGD(BackstitchContract):
 class TestOverAdamW(BackstitchContract):
     def inner(self, params, **options):
         return torch.optim.AdamW(params, **{"lr": 0.01} | options)
+
+
+class TestOverAdam(BackstitchContract):
+    def inner(self, params, **options):
+        return torch.optim.Adam(params, **{"lr": 0.01, "weight_decay": 1e-3} | options)
 
 
 class TestOverNaturalGradient(BackstitchContract):

@@ -319,11 +319,12 @@ def test_copies_are_independent():
     torch.testing.assert_close(copied.state_dict(), before, rtol=0, atol=0)
 
 
-def test_compiled_model_has_the_same_gradients():
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_model_has_the_same_gradients(backend):
     eager, compiled = tiny_mlp(), tiny_mlp()
     for problem in (eager, compiled):
         NaturalGradient(problem.model)
-    model = torch.compile(compiled.model, backend="eager")
+    model = torch.compile(compiled.model, backend=backend)
     for index in range(3):
         expected = gradients(eager, index)
         compiled.model.zero_grad()
