@@ -189,6 +189,21 @@ def test_gain_equals_scaling_the_rows():
         torch.testing.assert_close(64.0 * got, expected, rtol=1e-10, atol=0)
 
 
+def test_blocks_of_rows_make_no_difference(monkeypatch):
+    """As many as fit in the cache, or all at once; with an appended one too."""
+    results = []
+    for size in (2**10, 2**30):
+        monkeypatch.setattr("hemstitch.curvature._fisher_rows.BLOCK_BYTES", size)
+        fisher, affine = OnlineNaturalGradient(rank=3), OnlineNaturalGradient(rank=3)
+        results.append([part for seed in range(4) for x in [rows(150, 9, seed)]
+                        for part in (*fisher.precondition_rows(x), *affine.precondition_affine(x))])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+    x = rows(150, 9)
+    joined, _ = OnlineNaturalGradient(rank=3).precondition(torch.cat([x, x.new_ones(150, 1)], 1))
+    y, ones, _ = OnlineNaturalGradient(rank=3).precondition_affine(x)
+    torch.testing.assert_close(torch.cat([y, ones[:, None]], 1), joined)
+
+
 def test_result_may_overwrite_the_rows():
     fisher, other = OnlineNaturalGradient(rank=3), OnlineNaturalGradient(rank=3)
     for seed in range(4):

@@ -28,7 +28,7 @@ class BackstitchContract(OptimizerContract):
     bad_options = ({"lr": -1.0}, {"scale": -0.1}, {"interval": 0}, {"interval": 2, "phase": 2}, {"warmup_steps": -1})
 
     def test_a_pair_that_is_taken_back_leaves_nothing(self):
-        """In the middle of a pair the state is refused; given up, the run goes on to the bit as if it had never begun."""
+        """Inside a pair the state is refused; given up, the run goes on to the bit as if it had never begun."""
         one, two = self.problem(), self.problem()
         optimizer, other = self.build(one), self.build(two)
         for index in range(self.num_steps):  # even: a pair is next

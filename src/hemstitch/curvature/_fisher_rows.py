@@ -14,6 +14,8 @@ Scalar = float | Tensor
 
 BLOCK_BYTES = 2**19
 """Of rows that stay in a core's cache, with what becomes of them, from one product to the next."""
+LEAST_ROWS = 32
+"""In a block: products of fewer are slow."""
 
 
 class Rows(Protocol):
@@ -64,11 +66,11 @@ class DenseRows:
         """
         x = self.like
         scores, y = x.new_empty(len(x), len(factor)), torch.empty_like(x)
-        size = max(32, BLOCK_BYTES // (x.shape[1] * x.itemsize)) if x.device.type == "cpu" else len(x)
-        if len(x) <= size:
+        count = min(len(x) // LEAST_ROWS, round(x.numel() * x.itemsize / BLOCK_BYTES)) if x.device.type == "cpu" else 1
+        if count <= 1:
             before, after = self._precondition_block(factor, x, scores, y)
         else:
-            blocks = zip(x.split(size), scores.split(size), y.split(size), strict=True)
+            blocks = zip(x.chunk(count), scores.chunk(count), y.chunk(count), strict=True)
             norms = [self._precondition_block(factor, *block) for block in blocks]
             before, after = (math.hypot(*parts) for parts in zip(*norms, strict=True))
         self.norm = self._whole_norm(before)
