@@ -99,13 +99,6 @@ def training_loss(done: Trained) -> float | None:
     return float(task.evaluate(run.model, "train")["loss"])
 
 
-def best_of(results: Mapping[str, Mapping[str, Any]], prefix: str) -> tuple[str, Mapping[str, Any]]:
-    """Of the parts whose name begins so the one with the lowest dev loss."""
-    found = {name: r for name, r in results.items() if name.startswith(prefix) and r["best"] is not None}
-    name = min(found, key=lambda n: found[n]["best"])
-    return name, found[name]
-
-
 def dev_line(label: str, result: Mapping[str, Any], axis: str = "passes") -> Line:
     """Dev loss against passes or CPU seconds."""
     x = result["dev"]["x"] if axis == "passes" else result["cpu_seconds"]

@@ -47,11 +47,6 @@ class FrameWindows:
     def __len__(self) -> int:
         return self.num_frames
 
-    @property
-    def num_utterances(self) -> int:
-        """Number of utterances."""
-        return self.offsets.numel() - 1
-
     def select(self, frames: Tensor) -> Tensor:
         """(batch,) frame numbers -> (batch, left + 1 + right, feature)."""
         rows = self._windows.index_select(0, self._row[frames])
