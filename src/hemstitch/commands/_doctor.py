@@ -14,6 +14,7 @@ import hemstitch
 EXTRAS = {
     "speech": ("kaldi_native_fbank", "soundfile", "kaldifst", "kaldialign", "numba"),
     "demo": ("espeakng-loader",),
+    "parallel": ("ray",),
     "tensorboard": ("tensorboard",),
     "onnx": ("onnx", "onnxscript"),
 }

@@ -43,10 +43,12 @@ def _finish(run: Any, quiet: bool) -> int:
         print(line)
     print(f"report: {report}")
     print("next:")
-    print(f"  hemstitch compare {path} OTHER-RUN      two runs side by side (try another --update.kind or --seed)")
+    after = {f"hemstitch compare {path} OTHER-RUN": "two runs side by side (try another --update.kind or --seed)"}
     if "wer" in result:
-        print(f"  hemstitch decode {path} --decode.beam 16   recognise again with other settings")
-    print("  hemstitch list                          what else there is to try")
+        after[f"hemstitch decode {path} --decode.beam 16"] = "recognise again with other settings"
+    after["hemstitch list"] = "what else there is to try"
+    for command, purpose in after.items():
+        print(f"  {command:{max(map(len, after))}}  {purpose}")
     return 0
 
 

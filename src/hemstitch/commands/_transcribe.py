@@ -206,7 +206,7 @@ def transcribe(path: Path, files: Sequence[Path], form: str, out: Path | None, s
             print({"text": f"{file}: {transcript.text}", "json": transcript.to_json()}.get(form) or _ctm(transcript))
     if out is not None:
         _write(done, form, out)
-        print(f"{len(done)} recordings transcribed: {out}")
+        print(f"{len(done)} recording{'s' * (len(done) != 1)} transcribed: {out}")
     if failures:
         raise DataError("\n".join(failures))
     return 0
