@@ -30,11 +30,11 @@ from hemstitch.parallel import AsynchronousSimulation, Cluster, Delay, FlatGradi
 from hemstitch.parallel.ray import AsynchronousTraining
 from hemstitch.testing import tiny_mlp
 
-PACE = 0.1
+PACE = 0.2
 REPLICAS, NUM_BATCHES, RULE = 4, 64, StepRule(lr=0.02)
 PATIENCE = 10.0
-SEEDS = range(1, 9)
-STUDENT = 2.365             # 97.5 % quantile of the t distribution with 7 degrees of freedom
+SEEDS = range(1, 6)
+STUDENT = 2.776             # 97.5 % quantile of the t distribution with 4 degrees of freedom
 FAULTS = ("kill worker", "kill shard", "stop worker 3 s", "kill worker", "kill evaluation", "stop worker for good",
           "stop shard 3 s", "kill shard")
 
