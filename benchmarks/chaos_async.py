@@ -13,7 +13,6 @@ Targets: 85 % of the samples; the loss within the spread of the seeds.
 
 import argparse
 import contextlib
-import functools
 import math
 import os
 import random
@@ -53,11 +52,17 @@ def start_parameters(seed):
 
 def order_of(seed):
     """Number -> batch: each epoch another permutation."""
-    def permutation(epoch):
-        return torch.randperm(NUM_BATCHES, generator=torch.Generator().manual_seed(1000 * seed + epoch)).tolist()
+    known = {}
 
-    permutation = functools.lru_cache(4)(permutation)
-    return lambda k: permutation(k // NUM_BATCHES)[k % NUM_BATCHES]
+    def number_of(k):
+        epoch, place = divmod(k, NUM_BATCHES)
+        if epoch not in known:
+            known.clear()
+            known[epoch] = torch.randperm(
+                NUM_BATCHES, generator=torch.Generator().manual_seed(1000 * seed + epoch)).tolist()
+        return known[epoch][place]
+
+    return number_of
 
 
 def total_loss(parameters):

@@ -119,7 +119,7 @@ def cluster(machines, tmp_path):
                               stdout=subprocess.PIPE)
     yield Cluster(driver, folder)
     driver.kill()
-    driver.wait()
+    driver.communicate()
     for machine in HEAD, OTHER:
         for pid in run("ip", "netns", "pids", machine[0]).split():
             os.kill(int(pid), signal.SIGKILL)
