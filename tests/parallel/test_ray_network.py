@@ -134,7 +134,8 @@ class Cluster:
 
     def listen(self):
         """What it says next."""
-        line = self.driver.stdout.readline()
+        while (line := self.driver.stdout.readline()) and not line.startswith("{"):
+            pass                                            # the engine tells of a death
         assert line, f"the driver ended with {self.driver.wait()}"
         return json.loads(line)
 
