@@ -136,7 +136,7 @@ def sequence(results: Results) -> Outcome:
         summary=f"To dev MMI loss {loss:.4f}: {gain[both]:.2f} times as fast with preconditioning and sampling, "
                 f"{gain['Hessian-free: PC-16']:.2f} with preconditioning alone, {gain['Hessian-free: geometric']:.2f} "
                 f"with sampling alone. Of the seconds saved by both "
-                f"{', '.join(f'{value:.0f} are of {role} passes' for role, value in saved.items())}. {sgd}, the best "
+                f"{', '.join(f'{value:.1f} are of {role} passes' for role, value in saved.items())}. {sgd}, the best "
                 f"of utterance SGD, {reached}; its lowest dev loss is {min(others[sgd]['dev_loss']):.4f}, that of "
                 f"{ours} {min(free[ours]['dev_loss']):.4f}. One seed.",
         rows=rows,
