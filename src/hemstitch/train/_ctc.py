@@ -5,6 +5,7 @@ A phone is one label, in the first pronunciation of each word; silence is the bl
 
 from __future__ import annotations
 
+import math
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -124,7 +125,7 @@ class CtcTask(SpeechTask):
                 loss, weight = loss + float(objective.loss), weight + objective.weight
                 skipped += objective.skipped
         model.train()
-        return {"loss": loss / max(weight, 1.0), "skipped": skipped / stream.num_items}
+        return {"loss": loss / weight if weight else math.nan, "skipped": skipped / stream.num_items}
 
     def after_epoch(self, epoch: int, model: nn.Module) -> list[tuple[str, str]]:
         """Nothing to renew: there is no alignment."""

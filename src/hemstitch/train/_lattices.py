@@ -7,6 +7,7 @@ and its word error rate can be watched against each other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -215,7 +216,11 @@ class LatticeTask(FrameTask):
     # -- looks -----------------------------------------------------------------------------------------------------
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """On dev: the criterion per frame, the frame error, the word error rate with the weak language model."""
+        """On dev: the criterion per frame, the frame error, the word error rate with the weak language model.
+
+        The criterion is NaN where more than half of the frames are in utterances without a lattice or a path: what a
+        network that has diverged loses must not look like a low loss.
+        """
         part, criterion = self.parts["dev"], self.objective
         outputs, offsets = part_outputs(model, part)
         scores = outputs.log_softmax(-1)
@@ -229,7 +234,8 @@ class LatticeTask(FrameTask):
         left_out = 1 - frames / int(offsets[-1])
         with torch.no_grad():
             penalty = float(self.distance())
-        return {"loss": loss / max(frames, 1) + penalty, "error": float(error),
+        loss = loss / frames + penalty if left_out <= 0.5 else math.nan
+        return {"loss": loss, "error": float(error),
                 "wer": self.score("dev", words, replications=1).rate, "left_out": left_out}  # fmt: skip
 
     def look(self, criterion: LatticeCriterion, scores: Tensor, index: int) -> tuple[UtteranceGradient, str]:

@@ -8,6 +8,7 @@ References: Povey et al., "Purely sequence-trained neural networks for ASR based
 
 from __future__ import annotations
 
+import math
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -277,7 +278,7 @@ class LatticeFreeTask(SpeechTask):
                 loss, weight = loss + float(objective.loss), weight + objective.weight
                 skipped += objective.skipped
         model.train()
-        return {"loss": loss / max(weight, 1.0), "skipped": skipped / stream.num_items}
+        return {"loss": loss / weight if weight else math.nan, "skipped": skipped / stream.num_items}
 
     def decode(self, model: nn.Module, folder: RunFolder, parts: Sequence[str], console: Console) -> dict[str, Any]:
         """Recognise parts with the settings that are best on dev; writes decode/PART.jsonl."""
