@@ -5,8 +5,8 @@ A phone is one label, in the first pronunciation of each word; silence is the bl
 
 from __future__ import annotations
 
-import math
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

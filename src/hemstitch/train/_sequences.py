@@ -8,8 +8,8 @@ References: Povey et al., "Purely sequence-trained neural networks for ASR based
 
 from __future__ import annotations
 
-import math
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
