@@ -121,6 +121,8 @@ def newest_records(folder, shard):
 
 def check_counts(training, folder):
     """Every promise about numbers, exactly; the training must rest."""
+    time.sleep(1.0)                                         # the first shard rests; the others answer their last pushes
+    training._server.refresh()
     report, status = training.report(), training._server.status
     assert report.under_way == 0 and report.answered + report.abandoned == report.batches
     assert report.samples == SAMPLES * report.updates
