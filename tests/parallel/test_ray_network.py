@@ -119,7 +119,7 @@ def cluster(machines, tmp_path):
                               stdout=subprocess.PIPE)
     yield Cluster(driver, folder)
     driver.kill()
-    driver.communicate()
+    driver.wait()
     for machine in HEAD, OTHER:
         for pid in run("ip", "netns", "pids", machine[0]).split():
             os.kill(int(pid), signal.SIGKILL)
@@ -134,8 +134,7 @@ class Cluster:
 
     def listen(self):
         """What it says next."""
-        while (line := self.driver.stdout.readline()) and not line.startswith("{"):
-            pass                                            # the engine tells of a death
+        line = self.driver.stdout.readline()
         assert line, f"the driver ended with {self.driver.wait()}"
         return json.loads(line)
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hemstitch.reproduce._entry import Entry, Line, Outcome, Part, Plot, Row, Scale, choose
 from hemstitch.reproduce._method_runs import QUIET, Settings
 from hemstitch.reproduce._training import recipe, trained
@@ -84,16 +86,18 @@ def _tested(scale: Scale, system: tuple[str, str, Settings], data: str, cut: Set
 
 
 def system_parts(scale: Scale) -> dict[str, Part]:
-    """Every system on every fold of the pooled speakers, then some on the official parts."""
+    """Every system on folds of the pooled speakers, then some on the official parts; a share of it at scale laptop."""
     folds = choose(scale, smoke=2, laptop=5, paper=5)
+    tested = choose(scale, smoke=2, laptop=3, paper=5)
     seeds = range(1, choose(scale, smoke=1, laptop=1, paper=3) + 1)
     parts = {}
     for seed in seeds:
-        for fold in range(1, folds + 1):
+        for fold in range(1, tested + 1):
             data, cut = f"fold {fold}, seed {seed}", {"data.fold": fold, "data.folds": folds, "seed": seed}
             parts |= {f"{name}, {data}": _tested(scale, system, data, cut) for name, system in _compared(scale).items()}
     for name, system in OFFICIAL.items():
-        parts[f"{name}, official"] = _tested(scale, system, "official", {})
+        if scale != "laptop" or name not in SYSTEMS:
+            parts[f"{name}, official"] = _tested(scale, system, "official", {})
     return parts
 
 
@@ -122,7 +126,7 @@ def systems(results: Results) -> Outcome:
     rows += [Row(quantity=f"fewer errors of {a} than of {b}, relative", paper=says.get((a, b), ""), ours=gain.relative,
                  low=gain.relative_low, high=gain.relative_high, seeds=seeds, percent=True)
              for (a, b), gain in gains.items()]  # fmt: skip
-    for name in OFFICIAL:
+    for name in (name for name in OFFICIAL if f"{name}, official" in results):
         model = "2-gram" if name in SYSTEMS else "unigram"
         rows.append(Row(quantity=f"word error rate on the official test part, {name}, {model}",
                         ours=results[f"{name}, official"]["test"], percent=True))  # fmt: skip
@@ -132,12 +136,12 @@ def systems(results: Results) -> Outcome:
     better = [gain.verdict == "better" for gain in gains.values()]
     return Outcome(
         verdict="reproduced" if len(gains) > 1 and all(better) else "partly" if any(better) else "not reproduced",
-        summary=f"{int(errors.words.sum())} words of {len(errors.words)} speakers, each tested by a network that never "
-                f"heard the speaker; 12 passes each, networks of 0.45 and 0.46 million "
-                f"parameters, both searched with a 2-gram of the training transcripts. {said}. Intervals: 95 %, paired "
-                "bootstrap over speakers"
+        summary=f"{int(errors.words.sum())} words of {len(errors.words)} speakers in {len(np.unique(errors.folds))} "
+                "folds, each tested by a network that never heard the speaker; 12 passes each, networks of 0.45 and "
+                f"0.46 million parameters, searched with a 2-gram of the training transcripts. {said}. Intervals: "
+                "95 %, paired bootstrap over speakers"
                 f"{'; with one seed they do not say how other seeds would do' if seeds == 1 else ''}."
-                f"{'' if len(names) > 2 else ' With backstitch: only at scale paper.'}",
+                f"{'' if len(names) > 2 else ' All five folds, and backstitch: only at scale paper.'}",
         rows=rows,
     )  # fmt: skip
 
