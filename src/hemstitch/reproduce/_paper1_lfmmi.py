@@ -88,7 +88,7 @@ def _tested(scale: Scale, system: tuple[str, str, Settings], data: str, cut: Set
 def system_parts(scale: Scale) -> dict[str, Part]:
     """Every system on folds of the pooled speakers, then some on the official parts; a share of it at scale laptop."""
     folds = choose(scale, smoke=2, laptop=5, paper=5)
-    tested = choose(scale, smoke=2, laptop=3, paper=5)
+    tested = choose(scale, smoke=2, laptop=2, paper=5)
     seeds = range(1, choose(scale, smoke=1, laptop=1, paper=3) + 1)
     parts = {}
     for seed in seeds:
