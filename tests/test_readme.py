@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from hemstitch.commands._reproduce import write_markdown
 from hemstitch.graphs import compose, denominator_graph, estimate_phone_lm, normalisation_graph, phone_sequence_graph
 
 ROOT = Path(__file__).parents[1]
@@ -51,3 +52,8 @@ def test_comparison_is_what_the_outcome_files_say(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / "docs" / "comparison.py"), run_name="__main__")
     assert not stop.value.code
+
+
+def test_results_page_is_what_the_outcome_files_say(tmp_path: Path) -> None:
+    write_markdown(ROOT / "results" / "laptop", tmp_path / "results.md")
+    assert (tmp_path / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text(), "run: make results"
