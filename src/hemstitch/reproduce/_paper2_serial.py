@@ -8,6 +8,7 @@ recipes), the test with the corpus's own.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,7 +56,7 @@ def curves_part(scale: Scale, name: str, own: Settings) -> Part:
         looks = {key: [before[key], *done.curve("dev", key)["y"]] for key in ("loss", "error", "wer")}
         means = {key: float(np.mean(done.curve("train", key)["y"] or [0.0]))
                  for key in ("cancelled_frames", "rejected_frames", "references_added", "arcs_per_frame")}  # fmt: skip
-        return {**looks, **means, "test": done.result["wer"]["test"]}
+        return {**looks, **means, "test": done.result.get("wer", {}).get("test")}
 
     return part
 
@@ -66,9 +67,8 @@ def curves_parts(*names: str) -> Callable[[Scale], Mapping[str, Part]]:
 
 
 FRAMES: Settings = {"criterion.unit": "frame", "train.batch_size": 64, "train.epochs": 2, "update.lr": 0.05}
-SCRATCH: Settings = {**FRAMES, **FROM_SCRATCH, "criterion.denominator": False, "criterion.acoustic_scale": 1.0,
-                     "update.lr": 0.5}  # fmt: skip
-CONTROL: Settings = {"criterion.denominator": False}
+CONTROL: Settings = {"criterion.denominator": False, "criterion.numerator": "alignment"}
+SCRATCH: Settings = {**FRAMES, **FROM_SCRATCH, **CONTROL, "criterion.acoustic_scale": 1.0, "update.lr": 0.2}
 ORDERS = ("none", "on-the-fly", "full")
 VARIANTS: dict[str, Settings] = {
     "MMI": {},
@@ -92,10 +92,12 @@ def looks(results: Results, key: str, title: str, percent: bool = True) -> Plot:
 
 
 def end_rows(results: Results, paper: Mapping[str, str]) -> list[Row]:
-    """Values of each run at its end, and at the beginning of the first."""
+    """Values of each run at its end, and at the beginning of the first; runs that diverged are left out."""
     rows = []
     for name, run in results.items():
         test = run["test"]
+        if not test or run["loss"][-1] is None:
+            continue
         rows += [Row(quantity=f"{name}: test word error rate", ours=test["rate"], low=test["low"], high=test["high"],
                      paper=paper.get(name, ""), percent=True),
                  Row(quantity=f"{name}: held-out word error rate, unigram, from {run['wer'][0]:.2%} to",
@@ -110,9 +112,9 @@ def shuffling(results: Results) -> Outcome:
     said, fits = [], []
     for start in ("from scratch", "trained"):
         none, fly, full = (results[f"{start}, {order}"] for order in ORDERS)
-        losses = [run["loss"][-1] for run in (none, fly, full)]
+        losses = [math.inf if run["loss"][-1] is None else run["loss"][-1] for run in (none, fly, full)]
         fits += [losses[0] > max(losses[1:]), abs(losses[1] - losses[2]) < abs(losses[0] - losses[2])]
-        rates = ", ".join(f"{run['test']['rate']:.2%}" for run in (none, fly, full))
+        rates = ", ".join(f"{run['test']['rate']:.2%}" if run["test"] else "diverged" for run in (none, fly, full))
         said.append(f"{start}: {rates} (held-out criterion {', '.join(f'{loss:.4f}' for loss in losses)})")
     return Outcome(
         verdict="reproduced" if all(fits) else "partly" if any(fits) else "not reproduced",

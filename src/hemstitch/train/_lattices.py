@@ -218,8 +218,7 @@ class LatticeTask(FrameTask):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """On dev: the criterion per frame, the frame error, the word error rate with the weak language model.
 
-        The criterion is NaN where more than half of the frames are in utterances without a lattice or a path: what a
-        network that has diverged loses must not look like a low loss.
+        The criterion is NaN where no utterance has a lattice and a path, as with a network that has diverged.
         """
         part, criterion = self.parts["dev"], self.objective
         outputs, offsets = part_outputs(model, part)
@@ -234,7 +233,7 @@ class LatticeTask(FrameTask):
         left_out = 1 - frames / int(offsets[-1])
         with torch.no_grad():
             penalty = float(self.distance())
-        loss = loss / frames + penalty if left_out <= 0.5 else math.nan
+        loss = loss / frames + penalty if frames else math.nan
         return {"loss": loss, "error": float(error),
                 "wer": self.score("dev", words, replications=1).rate, "left_out": left_out}  # fmt: skip
 
