@@ -281,13 +281,13 @@ def table(results: Results) -> Outcome:
                 paper="13.0 % and 11.7 %" if name == "CE" else "10.9 % and 10.7 %" if not name.endswith(" 1 replicas")
                 else "") for name, rate in rates.items() if rate is not None]  # fmt: skip
     many = [rate for name, rate in rates.items() if name not in ("CE", "MMI, 1 replicas")]
+    said = ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items() if rate is not None)
     gains = [-1.0 if None in (rate, rates["CE"]) else rates["CE"] - rate for rate in many]
     return Outcome(
         verdict="reproduced" if min(gains) > CHANCE else "partly" if min(gains) > 0 else "not reproduced",
         summary=f"AN4 (773 words in the test, so that differences below about {CHANCE:.0%} absolute are within "
-                "chance), MMI from a network trained by cross-entropy, by one replica and by many around a server: word "
-                "error rates " + ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items() if rate is not None)
-                + "; one seed.",
+                "chance), MMI from a network trained by cross-entropy, by one replica and by many around a server: "
+                f"word error rates {said}; one seed.",
         rows=rows,
     )  # fmt: skip
 
