@@ -20,6 +20,8 @@ KINDS: Mapping[str, Mapping[str, Any]] = {"natural gradient": {**NATURAL, "updat
 AVERAGED = {"parallel.kind": "virtual-averaging", "train.non_finite": "skip", "train.max_non_finite": 10**9}
 NO_WORSE = 0.03
 """Relative distance to one worker's dev loss up to which n workers count as equal."""
+LOST = 100.0
+"""A dev cross-entropy of a run that diverged."""
 
 
 def _every(scale: Scale) -> int:
@@ -118,7 +120,7 @@ def rates(results: Results) -> Outcome:
     limit = {n: max((rate for rate, loss in losses.items() if loss is not None and loss < 1.5 * reference), default=0.0)
              for n, losses in found.items()}  # fmt: skip
     rows = [Row(quantity=f"dev cross-entropy, {n} workers, rate {n} x {rate:g}", ours=loss)
-            for n, losses in found.items() for rate, loss in losses.items() if loss is not None]  # fmt: skip
+            for n, losses in found.items() for rate, loss in losses.items() if loss is not None and loss < LOST]
     broken = [f"{n} workers at {n} x {rate:g}" for n, losses in found.items() for rate, loss in losses.items()
               if loss is None or loss >= 1.5 * reference]  # fmt: skip
     fewer, more = limit[min(limit)], limit[max(limit)]
