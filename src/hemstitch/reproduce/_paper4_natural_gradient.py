@@ -93,7 +93,7 @@ def convergence(results: Results, data: str) -> Outcome:
     plots = [Plot(title="Dev cross-entropy", x_label=PASSES, lines=[dev_line(k, r) for k, r in lines]),
              Plot(title="Dev cross-entropy", x_label="CPU seconds", lines=[dev_line(k, r, "cpu") for k, r in lines])]
     return Outcome(
-        verdict="reproduced" if sooner else "partly" if ahead else "not reproduced",
+        verdict="reproduced" if sooner and ahead else "partly" if sooner or ahead else "not reproduced",
         rows=rows, plots=plots, summary=(
             f"{data}, {tuning_note(results, kinds)}, every schedule as long as its run: with {few / most:.0%} of the "
             f"passes of SGD online natural gradient {'gets' if sooner else 'does not get'} as far, with as many it is "
