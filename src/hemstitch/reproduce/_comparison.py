@@ -166,7 +166,7 @@ def compare(results: Results) -> Outcome:
         f"than {BASELINE} beyond chance: {', '.join(sure) or 'none'}; more: {', '.join(worse) or 'none'}. In the order "
         f"of errors: {', '.join(ahead)}. The best setting tried was an end of its grid, and a wider one may find "
         f"better, for {', '.join(open_ended) or 'none'}; settings were chosen by the dev loss, each method having its "
-        "own grid."
+        "own grid. CPU seconds depend on what else the machine did while a method ran."
     )
     verdict = "reproduced" if sure and len(sure) == len(said) else "partly" if sure else "not reproduced"
     return Outcome(verdict=verdict, summary=summary, rows=rows,
