@@ -67,7 +67,9 @@ def is_alive(pid):
 def test_undisturbed_every_batch_is_applied_once(training, folder):
     go_on(training, 200)
     report = check_counts(training, folder)
-    assert (report.updates, report.abandoned, report.failures) == (200, 0, 0) or report.failures    # too slow a machine
+    if report.failures:
+        pytest.skip("this machine is too slow for an undisturbed run: a process that did not answer was replaced")
+    assert (report.updates, report.abandoned) == (200, 0)
 
 
 @pytest.mark.parametrize("moment", ["worker computes", "worker fetches", "worker pushes"])

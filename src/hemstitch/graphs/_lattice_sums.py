@@ -91,7 +91,7 @@ def labelled_sums(lattice: Lattice, labels: Sequence[int], weights: np.ndarray |
         labels: a word sequence.
         weights: (arc,) log weights, -inf for arcs to leave out; ``None``: :func:`arc_weights`.
 
-    Cost: 30 ns an arc that such a path reaches.
+    Cost: two visits of each arc for each number of the labels that may have been said before it.
     """
     from hemstitch.graphs import _lattice_sums_kernels as kernels
     from hemstitch.graphs._jit import run

@@ -35,6 +35,9 @@ SGD: Settings = {"gradient.kind": "plain", "update.kind": "max-change-sgd"}
 NATURAL: Settings = {"gradient.kind": "natural", "update.kind": "max-change-sgd"}
 MOMENTUM: Settings = {"gradient.kind": "plain", "update.kind": "sgd", "update.momentum": 0.9}
 
+LOST = 100.0
+"""A dev cross-entropy from which on a run has diverged: guessing among a thousand classes has 7."""
+
 
 def frame_part(scale: Scale, settings: Settings, change: Change | None = None) -> Part:
     """A run of the small AN4 recipe: frame cross-entropy on one fixed alignment."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hemstitch.reproduce._entry import Entry, Line, Outcome, Part, Plot, Row, Scale, choose
-from hemstitch.reproduce._method_runs import AN4, AN4_SIZES, NATURAL, SGD
+from hemstitch.reproduce._method_runs import AN4, AN4_SIZES, LOST, NATURAL, SGD
 from hemstitch.reproduce._training import recipe, trained
 
 Results = Mapping[str, dict[str, Any]]
@@ -20,8 +20,6 @@ KINDS: Mapping[str, Mapping[str, Any]] = {"natural gradient": {**NATURAL, "updat
 AVERAGED = {"parallel.kind": "virtual-averaging", "train.non_finite": "skip", "train.max_non_finite": 10**9}
 NO_WORSE = 0.03
 """Relative distance to one worker's dev loss up to which n workers count as equal."""
-LOST = 100.0
-"""A dev cross-entropy of a run that diverged."""
 
 
 def _every(scale: Scale) -> int:

@@ -18,6 +18,7 @@ from hemstitch.optim import SGD as Sgd
 from hemstitch.optim import NaturalGradient, component_groups
 from hemstitch.reproduce._entry import Entry, Outcome, Part, Plot, Row, Scale, choose, mean_and_interval
 from hemstitch.reproduce._method_runs import (
+    LOST,
     MOMENTUM,
     NATURAL,
     SGD,
@@ -147,10 +148,6 @@ def bound_parts(scale: Scale) -> dict[str, Part]:
         for lr in grid(scale, (1.0, 8.0))
         for how, bounds in (("bounded", {}), ("free", UNBOUNDED))
     }
-
-
-LOST = 100.0
-"""A dev cross-entropy that tells of a divergence: guessing among a thousand classes has 7."""
 
 
 def bounds(results: Results) -> Outcome:
