@@ -119,7 +119,7 @@ def cluster(machines, tmp_path):
                               stdout=subprocess.PIPE)
     yield Cluster(driver, folder)
     driver.kill()
-    driver.wait()
+    driver.communicate()
     for machine in HEAD, OTHER:
         for pid in run("ip", "netns", "pids", machine[0]).split():
             os.kill(int(pid), signal.SIGKILL)
@@ -134,7 +134,8 @@ class Cluster:
 
     def listen(self):
         """What it says next."""
-        line = self.driver.stdout.readline()
+        while (line := self.driver.stdout.readline()) and not line.startswith("{"):
+            pass                                            # the engine tells of a death
         assert line, f"the driver ended with {self.driver.wait()}"
         return json.loads(line)
 

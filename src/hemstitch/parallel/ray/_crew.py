@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from hemstitch.errors import HemstitchError
@@ -114,12 +113,13 @@ class Attendant:
         tell: takes messages about failures.
 
     Attributes:
-        facts: of the latest sign of life: process id.
+        facts: of the latest sign of life: process id; empty while it is started.
     """
 
     def __init__(self, ray: Any, handle: Any, name: str, patience: float, tell: Tell) -> None:
         self._ray, self.handle, self._name, self._patience, self._tell = ray, handle, name, patience, tell
         self.facts: dict[str, Any] = {}
+        self._pid: int | None = None
         self._give_up_at = time.monotonic() + START_SECONDS
         self._send_ping()
 
@@ -128,18 +128,25 @@ class Attendant:
         now = time.monotonic()
         ready, _ = self._ray.wait([self._ping], timeout=0)
         if ready and now - self._pinged_at > PING_SECONDS:
-            with suppress(*lost_errors(self._ray)):         # the engine is at it
+            try:
                 self._take(self._ray.get(self._ping))
+            except lost_errors(self._ray):
+                self.is_lost()
             self._send_ping()
         if now > self._give_up_at:
-            self._tell(f"{self._name} (pid {self.facts.get('pid')}) gave no sign of life: started anew")
+            self._tell(f"{self._name} (pid {self._pid}) gave no sign of life: started anew")
             self._give_up_at = now + START_SECONDS
             self._ray.kill(self.handle, no_restart=False)
 
+    def is_lost(self) -> None:
+        """Take note that the engine has found it dead, and starts it anew."""
+        if self.facts:
+            self.facts, self._give_up_at = {}, time.monotonic() + START_SECONDS
+
     def _take(self, facts: dict[str, Any]) -> None:
-        if self.facts and facts["pid"] != self.facts["pid"]:
-            self._tell(f"{self._name} (pid {self.facts['pid']}) died and is back")
-        self.facts, self._give_up_at = facts, time.monotonic() + self._patience
+        if self._pid not in (None, facts["pid"]):
+            self._tell(f"{self._name} (pid {self._pid}) died and is back")
+        self.facts, self._pid, self._give_up_at = facts, facts["pid"], time.monotonic() + self._patience
 
     def _send_ping(self) -> None:
         self._ping = self.handle.ping.options(concurrency_group="signs").remote()

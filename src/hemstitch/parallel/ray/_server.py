@@ -59,7 +59,9 @@ class RemoteServer:
         self.inner, self.outer = StalenessHistogram(), StalenessHistogram()
         self._taken = [0] * num_shards                      # ages already collected
         self._asked: dict[Any, tuple[int, float]] = {}
-        self._replied_at = [time.monotonic() + START_SECONDS] * num_shards
+        self._replied_at = [time.monotonic()] * num_shards
+        self._give_up_at = [time.monotonic() + START_SECONDS] * num_shards
+        self._is_lost = [False] * num_shards                # the engine has told so, and starts it anew
         self.status: list[dict[str, Any]] = [self._call(number, "status") for number in range(num_shards)]
 
     @property
@@ -100,12 +102,15 @@ class RemoteServer:
             try:
                 self._take(number, self._ray.get(future))
                 self._replied_at[number] = time.monotonic()
+                self._give_up_at[number], self._is_lost[number] = time.monotonic() + self._patience, False
             except lost_errors(self._ray):
+                if not self._is_lost[number]:
+                    self._give_up_at[number], self._is_lost[number] = time.monotonic() + START_SECONDS, True
                 time.sleep(RETRY_SECONDS)
-        for number, moment in enumerate(self._replied_at):
-            if time.monotonic() - moment > self._patience:
-                self._tell(f"shard {number} gave no sign of life for {self._patience:g} s: started anew")
-                self._replied_at[number] = time.monotonic() + START_SECONDS
+        for number, moment in enumerate(self._give_up_at):
+            if time.monotonic() > moment:
+                self._tell(f"shard {number} gave no sign of life: started anew")
+                self._give_up_at[number] = time.monotonic() + START_SECONDS
                 self._ray.kill(self.shards[number], no_restart=False)
 
     def refresh(self) -> None:

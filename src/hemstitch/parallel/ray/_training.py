@@ -247,7 +247,9 @@ class AsynchronousTraining:
             process.poll()
         self._collect_evaluation()
         due = len(self._evaluations) * evaluate_every
-        if evaluate_every and self._evaluation is None and self._server.status[0]["version"] >= due:
+        if evaluate_every and self._evaluation is None and self._others[-1].facts and (
+            self._server.status[0]["version"] >= due
+        ):
             self._evaluation = self._evaluator.evaluate.remote()
         time.sleep(max(0.0, timeout - (time.monotonic() - begin)))
 
@@ -362,6 +364,7 @@ class AsynchronousTraining:
             seconds, version, values = self._ray.get(future)
         except lost_errors(self._ray):
             self._tell("the evaluation replica died: looks again later")
+            self._others[-1].is_lost()
             return
         first, (loss, samples) = self._server.status[0], self._loss_before
         gained = first["samples"] - samples
