@@ -131,14 +131,14 @@ class LatticeGraph:
         depth = run(kernels.epsilon_depths, src[epsilon_in], dst[epsilon_in], graph.num_states)
         if (depth == kernels.CYCLE).any():
             raise MisuseError("lattice: epsilon arcs of the graph form a cycle; remove epsilons first")
-        self.order = np.argsort(depth, kind="stable").astype(np.int32)
+        self.order = np.argsort(depth, kind="stable").astype(np.uint32)
         states = np.arange(graph.num_states + 1)
-        small = [column.astype(np.int32) for column in (src, dst, pdf)]
+        small = [column.astype(np.uint32) for column in (src, dst, pdf)]
         self.outgoing = (np.searchsorted(src[emitting], states), small[1][emitting], small[2][emitting], cost[emitting])
         self.incoming = (np.searchsorted(dst[emitting_in], states), small[0][emitting_in], small[2][emitting_in],
-                         cost[emitting_in], emitting_in.astype(np.int32))
+                         cost[emitting_in], emitting_in.astype(np.uint32))
         self.epsilons_in = (np.searchsorted(dst[epsilon_in], states), small[0][epsilon_in], cost[epsilon_in],
-                            epsilon_in.astype(np.int32))
+                            epsilon_in.astype(np.uint32))
         shallow_first = epsilon_in[np.argsort(depth[src[epsilon_in]], kind="stable")]
         self.epsilons = (small[0][shallow_first], small[1][shallow_first], cost[shallow_first])
 

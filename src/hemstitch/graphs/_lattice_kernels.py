@@ -1,4 +1,8 @@
-"""Numba kernels of lattice generation: a forward sweep that keeps costs only, a backward sweep that keeps arcs."""
+"""Numba kernels of lattice generation: a forward sweep that keeps costs only, a backward sweep that keeps arcs.
+
+States, pdfs and arcs come as unsigned numbers: as indices they need no look whether they count from the end, which is a
+third of the time of the forward sweep.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from hemstitch.graphs._search_kernels import _cutoff
 CYCLE = -1
 """In place of a depth: epsilon arcs form a cycle."""
 _LARGEST = np.finfo(np.float64).max
+_ROOM = 1 << 20
+"""Tokens for which there is room before arrays have to grow; memory that is not used is not touched."""
 
 
 @kernel
@@ -29,13 +35,17 @@ def epsilon_depths(src, dst, num_states):
 
 
 @kernel
-def _pull(here, there, offsets, src, pdf, cost, scores):
-    """Cost of every state one frame on, over all arcs that lead to it: no branches, one gather after the other."""
+def _pull(here, there, offsets, src, pdf, cost, scores, by_arc):
+    """Cost of every state one frame on, over all arcs that lead to it.
+
+    First that of all arcs, into ``by_arc``, which the processor's vector unit does; then the least for each state.
+    """
+    for arc in range(src.shape[0]):
+        by_arc[arc] = here[src[arc]] + cost[arc] - scores[pdf[arc]]
     for state in range(there.shape[0]):
         best = np.inf
         for arc in range(offsets[state], offsets[state + 1]):
-            new = here[src[arc]] + cost[arc] - scores[pdf[arc]]
-            best = new if new < best else best
+            best = by_arc[arc] if by_arc[arc] < best else best
         there[state] = best
 
 
@@ -77,15 +87,16 @@ def forward_costs(outgoing, incoming, epsilons, order, start, scores, beam, max_
     in_offsets, in_src, in_pdf, in_cost = incoming
     eps_src, eps_dst, eps_cost = epsilons
     num_states, num_arcs = order.shape[0], in_src.shape[0]
-    here, there = np.full(num_states, np.inf), np.full(num_states, np.inf)
-    states, costs = np.empty(16 * num_states, np.int32), np.empty(16 * num_states, np.float64)
+    here, there, by_arc = np.full(num_states, np.inf), np.full(num_states, np.inf), np.empty(num_arcs)
+    room = min((scores.shape[0] + 1) * num_states, 16 * num_states + _ROOM)
+    states, costs = np.empty(room, np.uint32), np.empty(room)
     offsets = np.zeros(scores.shape[0] + 2, np.int64)
     there[start] = 0.0
     size, num_leaving = 0, 0
     for t in range(scores.shape[0] + 1):
         if t > 0:
             if 4 * num_leaving > num_arcs:
-                _pull(here, there, in_offsets, in_src, in_pdf, in_cost, scores[t - 1])
+                _pull(here, there, in_offsets, in_src, in_pdf, in_cost, scores[t - 1], by_arc)
             else:
                 alive_states = states[offsets[t - 1]:size]
                 _push(here, there, alive_states, out_offsets, out_dst, out_pdf, out_cost, scores[t - 1])
@@ -132,57 +143,55 @@ def backward_arcs(states, costs, offsets, ends, bound, incoming, epsilons_in, sc
     in_offsets, in_src, in_pdf, in_cost, in_arc = incoming
     eps_offsets, eps_src, eps_cost, eps_arc = epsilons_in
     num_states, last = in_offsets.shape[0] - 1, offsets.shape[0] - 2
-    slot, before = np.full(num_states, -1, np.int32), np.full(num_states, -1, np.int32)
-    to_go = np.full(states.shape[0], np.inf)
-    number = np.full(states.shape[0], -1, np.int32)
+    bound = min(bound, _LARGEST)
+    # by state, of the frame at hand and of the one before: its token, the cost so far (inf: not alive), the cost to go
+    token_of, token_before = np.zeros(num_states, np.int32), np.zeros(num_states, np.int32)
+    cost_of, cost_before = np.full(num_states, np.inf), np.full(num_states, np.inf)
+    to_go, to_go_before = np.full(num_states, np.inf), np.full(num_states, np.inf)
+    number, kept = np.empty(states.shape[0], np.int32), np.empty(states.shape[0], np.int32)
+    state_times = np.empty(states.shape[0], np.int32)
     src, dst = np.empty(1024, np.int32), np.empty(1024, np.int32)
     arcs, times = np.empty(1024, np.int32), np.empty(1024, np.int32)
     size, count = 0, 0
     for token in range(offsets[last], offsets[last + 1]):
-        slot[states[token]] = token
-        if costs[token] + ends[token - offsets[last]] <= bound:
-            to_go[token] = ends[token - offsets[last]]
+        state, end = states[token], ends[token - offsets[last]]
+        token_of[state], cost_of[state] = token, costs[token]
+        if costs[token] + end <= bound:
+            to_go[state] = end
     for t in range(last, -1, -1):
         if t > 0:
             for token in range(offsets[t - 1], offsets[t]):
-                before[states[token]] = token
+                token_before[states[token]], cost_before[states[token]] = token, costs[token]
+        row = scores[max(t - 1, 0)]
         for token in range(offsets[t + 1] - 1, offsets[t] - 1, -1):
-            if to_go[token] == np.inf:
+            state = states[token]
+            cost_of[state], rest = np.inf, to_go[state]
+            if rest == np.inf:
                 continue
-            number[token] = count
+            to_go[state] = np.inf
+            number[token], kept[count], state_times[count] = count, token, t
             count += 1
-            state, rest = states[token], to_go[token]
             most = eps_offsets[state + 1] - eps_offsets[state] + in_offsets[state + 1] - in_offsets[state]
             if size + most > src.shape[0]:
                 src, dst = _grown(src, size + most), _grown(dst, size + most)
                 arcs, times = _grown(arcs, size + most), _grown(times, size + most)
             if t > 0:
                 for i in range(in_offsets[state], in_offsets[state + 1]):
-                    other = before[in_src[i]]
-                    if other >= 0:
-                        new = rest + in_cost[i] - scores[t - 1, in_pdf[i]]
-                        if costs[other] + new <= bound:
-                            src[size], dst[size], arcs[size], times[size] = other, token, in_arc[i], t - 1
-                            to_go[other] = min(to_go[other], new)
-                            size += 1
-            for i in range(eps_offsets[state], eps_offsets[state + 1]):
-                other = slot[eps_src[i]]
-                if other >= 0:
-                    new = rest + eps_cost[i]
-                    if costs[other] + new <= bound:
-                        src[size], dst[size], arcs[size], times[size] = other, token, eps_arc[i], t
-                        to_go[other] = min(to_go[other], new)
+                    new = rest + in_cost[i] - row[in_pdf[i]]
+                    if cost_before[in_src[i]] + new <= bound:
+                        src[size], dst[size], arcs[size], times[size] = token_before[in_src[i]], token, in_arc[i], t - 1
+                        to_go_before[in_src[i]] = min(to_go_before[in_src[i]], new)
                         size += 1
-        for token in range(offsets[t], offsets[t + 1]):
-            slot[states[token]] = -1
-        slot, before = before, slot
-    kept, state_times = np.empty(count, np.int32), np.empty(count, np.int32)
-    for t in range(last + 1):
-        for token in range(offsets[t], offsets[t + 1]):
-            if number[token] >= 0:
-                kept[count - 1 - number[token]] = token
-                state_times[count - 1 - number[token]] = t
+            for i in range(eps_offsets[state], eps_offsets[state + 1]):
+                new = rest + eps_cost[i]
+                if cost_of[eps_src[i]] + new <= bound:
+                    src[size], dst[size], arcs[size], times[size] = token_of[eps_src[i]], token, eps_arc[i], t
+                    to_go[eps_src[i]] = min(to_go[eps_src[i]], new)
+                    size += 1
+        token_of, token_before = token_before, token_of
+        cost_of, cost_before = cost_before, cost_of
+        to_go, to_go_before = to_go_before, to_go
     for i in range(size):
         src[i], dst[i] = count - 1 - number[src[i]], count - 1 - number[dst[i]]
     return (src[:size][::-1].copy(), dst[:size][::-1].copy(), arcs[:size][::-1].copy(), times[:size][::-1].copy(),
-            state_times, kept)
+            state_times[:count][::-1].copy(), kept[:count][::-1].copy())
