@@ -28,17 +28,21 @@ MOST_SECONDS = 240          # for a condition to come true; the machine may be b
 
 
 def strike(folder, moment, pid=None):
-    """Kill a process (this one) if its death at this moment is ordered by a file; once."""
+    """Send a process (this one) the signal that a file orders for this moment; once."""
+    path = Path(folder, moment)
     try:
-        Path(folder, moment).unlink()
+        number = int(path.read_text())
+        path.unlink()
     except FileNotFoundError:
         return
-    os.kill(pid or os.getpid(), signal.SIGKILL)
+    os.kill(pid or os.getpid(), number)
 
 
-def order(folder, moment):
-    """Let the next process that comes to this moment die."""
-    Path(folder, moment).touch()
+def order(folder, moment, number=signal.SIGKILL):
+    """Let the next process that comes to this moment die, or stop."""
+    temporary = Path(folder, "order")
+    temporary.write_text(str(int(number)))
+    temporary.rename(Path(folder, moment))
 
 
 class MortalShard(ServerShard):
@@ -121,7 +125,6 @@ def newest_records(folder, shard):
 
 def check_counts(training, folder):
     """Every promise about numbers, exactly; the training must rest."""
-    time.sleep(1.0)                                         # the first shard rests; the others answer their last pushes
     training._server.refresh()
     report, status = training.report(), training._server.status
     assert report.under_way == 0 and report.answered + report.abandoned == report.batches
@@ -132,7 +135,7 @@ def check_counts(training, folder):
                           for record in newest_records(folder, number) if record.kind == Kind.ACCEPTED)
         assert set(applied.values()) == {1}                             # never twice
         assert len(applied) == shard["version"] == shard["counts"]["accepted"]
-        assert parameters[cut].tolist() == [-STEP * (shard["version"] - shard["lost"])] * (cut.stop - cut.start)
+        assert (parameters[cut] / -STEP).tolist() == [shard["version"] - shard["lost"]] * (cut.stop - cut.start)
     return report
 
 

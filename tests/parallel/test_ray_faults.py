@@ -72,11 +72,16 @@ def test_undisturbed_every_batch_is_applied_once(training, folder):
     assert (report.updates, report.abandoned) == (200, 0)
 
 
+KILLED_OR_STOPPED = pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+
+
+@KILLED_OR_STOPPED
 @pytest.mark.parametrize("moment", ["worker computes", "worker fetches", "worker pushes"])
-def test_a_worker_dies_and_the_others_go_on(training, folder, moment):
+def test_a_worker_is_lost_and_the_others_go_on(training, folder, moment, how):
     before = training.report()
-    order(folder, moment)
+    order(folder, moment, getattr(signal, how))
     go_on(training, 150)
+    watch_until(training, lambda: training.report().failures > before.failures, "it is noticed")
     after = check_counts(training, folder)
     assert after.failures >= before.failures + 2                        # two replicas lived in that process
     assert 0 <= after.abandoned - before.abandoned <= (after.failures - before.failures)
@@ -137,10 +142,11 @@ def test_an_old_life_is_refused_by_every_shard(training, engine):
 # -- the server --------------------------------------------------------------------------------------------------------
 
 
+@KILLED_OR_STOPPED
 @pytest.mark.parametrize("moment", ["push before", "push after", "fetch after"])
-def test_a_shard_dies_and_comes_back(training, folder, moment):
+def test_a_shard_is_lost_and_comes_back(training, folder, moment, how):
     before = training.report()
-    order(folder, moment)
+    order(folder, moment, getattr(signal, how))
     go_on(training, 150)
     after = check_counts(training, folder)
     assert after.shard_restarts == before.shard_restarts + 1
@@ -165,9 +171,10 @@ def test_a_shard_that_is_stopped_is_started_anew(training, folder, number):
     watch_until(training, lambda: not is_alive(pid), "the stopped process ends")
 
 
-def test_a_registration_without_a_reply_is_repeated(training, folder):
+@pytest.mark.parametrize("moment", ["registration before", "registration after"])
+def test_a_registration_without_a_reply_is_repeated(training, folder, moment):
     before = training.report()
-    order(folder, "registration after")
+    order(folder, moment)
     os.kill(training.pids["replicas"][0], signal.SIGKILL)
     watch_until(training, lambda: training.report().shard_restarts > before.shard_restarts, "the shard dies")
     watch_until(training, lambda: len(training.pids["replicas"]) == 2, "both processes there")
@@ -213,15 +220,17 @@ def decoding_training(engine, training, decoding_folder):
         yield training
 
 
-def test_a_decoder_dies_and_its_replica_waits_for_the_next(decoding_training, decoding_folder):
+@KILLED_OR_STOPPED
+def test_a_decoder_is_lost_and_its_replica_waits_for_the_next(decoding_training, decoding_folder, how):
     go_on(decoding_training, 50)
-    order(decoding_folder, "decoder decodes")
+    num_before = len(decoding_training.report().messages)
+    order(decoding_folder, "decoder decodes", getattr(signal, how))
     go_on(decoding_training, 100)
     report = check_counts(decoding_training, decoding_folder)
     assert report.abandoned == report.failures == 0
     assert len(report.outer) == 2 * report.updates                      # an age for each of two frames
     watch_until(decoding_training, lambda: any("died and is back" in text for _, text in
-                                               decoding_training.report().messages), "its death is told")
+                                               decoding_training.report().messages[num_before:]), "its death is told")
 
 
 def test_a_decoder_that_is_stopped_is_started_anew(decoding_training, decoding_folder):

@@ -176,11 +176,12 @@ def test_a_partition(cluster, seconds):
     assert cluster.finish()["lost"] <= 20 * max(1, after["restarts"])
 
 
-def test_a_machine_is_lost(cluster):
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+def test_a_machine_is_lost(cluster, how):
     before = cluster.until(lambda news: news["answered"] > 50)
     assert set(before["pids"]["replicas"]) & far_pids()
     for pid in far_pids():
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, getattr(signal, how))
     cluster.until(lambda news: news["failures"] > before["failures"] and len(news["pids"]["replicas"]) == 3
                   and news["answered"] > before["answered"] + 200)
     assert cluster.finish()["answered"] > before["answered"]

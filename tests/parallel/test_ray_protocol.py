@@ -18,11 +18,18 @@ from hemstitch.errors import ConfigError, RunError
 from hemstitch.parallel import AsynchronousSimulation, Bound, Cluster, StepRule
 from hemstitch.parallel._replica import Replica
 from hemstitch.parallel._server_shards import shard_cuts, shard_rule
-from hemstitch.parallel.ray import _engine, _link, _server
+from hemstitch.parallel.ray import AsynchronousTraining, _engine, _link, _server, _shard
 from hemstitch.parallel.ray._ledger import Kind, Ledger, Record, read_records
 from hemstitch.parallel.ray._link import Layout, Link, Numbered, RealTimes
 from hemstitch.parallel.ray._real_clock import RealClock
-from hemstitch.parallel.ray._shard import Push, ServerShard, first_snapshot, make_snapshot, write_snapshot
+from hemstitch.parallel.ray._shard import (
+    Push,
+    ServerShard,
+    first_snapshot,
+    make_snapshot,
+    read_snapshot,
+    write_snapshot,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +109,36 @@ def test_a_shard_that_was_given_up_and_comes_back_disturbs_nobody(tmp_path):
     push(again, 0)
     third = restarted(tmp_path)
     assert third.status()["version"] == 1 and abs(third.server.parameters).max() <= 0.5
+
+
+def test_a_shard_that_is_merely_cut_off_may_write_while_its_successor_reads(tmp_path, monkeypatch):
+    zombie = shard(tmp_path, snapshot_every=1)
+    zombie.register(0)
+
+    def read(path):
+        push(zombie, 0)
+        zombie._end_snapshot()
+        return read_snapshot(path)
+
+    monkeypatch.setattr(_shard, "read_snapshot", read)
+    again = restarted(tmp_path)
+    assert push(again, 0) == "duplicate" and again.server.parameters.tolist() == [-0.5, -0.5]
+
+
+def test_nothing_is_under_way_only_when_every_shard_has_the_last_push(tmp_path):
+    shards = [shard(tmp_path, number=number) for number in range(2)]
+    for one in shards:
+        one.register(0)
+    shards[0].allow(1)
+    shards[0].fetch(0, 1, 1)
+    system = AsynchronousTraining.__new__(AsynchronousTraining)
+    system._crews = [SimpleNamespace(has_ended=False)]
+    idle = []
+    for one in shards:
+        push(one, 0)
+        system._server = SimpleNamespace(status=[each.status() for each in shards])
+        idle.append(system.is_idle)
+    assert idle == [False, True]
 
 
 def test_batches_are_handed_out_once_and_those_of_the_dead_are_counted(tmp_path):
@@ -284,14 +321,14 @@ def test_a_shard_that_never_answers_ends_the_run_with_a_message(monkeypatch):
     assert len(calls) > 1
 
 
-def test_an_engine_that_cannot_start_is_a_message(monkeypatch):
+def test_an_engine_that_cannot_start_is_a_message(monkeypatch, tmp_path):
     class Slow:
         def init(self, **options):
             raise Exception("the node timed out during startup\nand more")
 
     monkeypatch.setattr(_engine, "_loopback", nullcontext)
     with pytest.raises(RunError, match=r"did not start on this machine \(the node timed out during startup\)"):
-        _engine._start(Slow(), num_cpus=1, store_bytes=1)
+        _engine._start(Slow(), 1, 1, tmp_path)
 
 
 # -- what is left of an engine -----------------------------------------------------------------------------------------
@@ -299,15 +336,17 @@ def test_an_engine_that_cannot_start_is_a_message(monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
 def test_the_reaper_ends_the_processes_of_a_session_when_its_own_parent_is_gone(tmp_path):
+    session = tmp_path / "session"
+    session.mkdir()
     sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
-    with (tmp_path / "other.log").open("w") as log:         # such as a child that has inherited an open log
-        processes = {"session": subprocess.Popen([*sleeps, f"--log={tmp_path}/raylet.log"]),
+    with (session / "other.log").open("w") as log:         # such as a child that has inherited an open log
+        processes = {"session": subprocess.Popen([*sleeps, f"--log={session}/raylet.log"]),
                      "other": subprocess.Popen(sleeps, stdout=log)}
     try:
         with _engine._reaper() as reaper:
-            reaper.write(f"{tmp_path}\n")
+            reaper.write(f"{session}\n")
         assert processes["session"].wait(timeout=30) == -signal.SIGKILL
-        assert processes["other"].poll() is None
+        assert processes["other"].poll() is None and not session.exists()
     finally:
         for process in processes.values():
             process.kill()

@@ -17,7 +17,7 @@ import hemstitch.parallel.ray
 from hemstitch.errors import ConfigError
 from hemstitch.parallel import WorkerFailed
 from hemstitch.parallel.ray import RayWorkers, connected
-from hemstitch.train import Console, load_recipe, train
+from hemstitch.train import Console, _processes, load_recipe, train
 from hemstitch.train._checkpoint import load_checkpoint
 from hemstitch.train._run_folder import RunFolder
 
@@ -109,3 +109,34 @@ def test_hessian_free_loses_a_worker_and_no_bit(tiny_recipe, tmp_path, monkeypat
     folder = go(tiny_recipe, [*settings, *by_ray("data-parallel", 3)], tmp_path / "run")
     assert "worker-lost" in (folder / "events.jsonl").read_text()
     torch.testing.assert_close(newest(folder)["model"], newest(whole)["model"], rtol=0, atol=0)
+
+
+def work_and_die(reducer, path, quiet):
+    """The first worker is killed with a message of its 150th exchange under way."""
+    wait, count = reducer._wait, iter(range(1, 10**9))
+
+    def wait_or_die(work):
+        if next(count) == 150:
+            os.kill(os.getpid(), signal.SIGKILL)
+        wait(work)
+
+    if reducer.rank == 0:
+        reducer._wait = wait_or_die
+    return work(reducer, path, quiet)
+
+
+work = _processes.work
+
+
+@pytest.mark.parametrize("kind", ["averaging", "data-parallel", "hessian-free"])
+def test_the_first_worker_dies_in_mid_reduction(tiny_recipe, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(_processes, "work", work_and_die)
+    settings = {"averaging": ["--parallel.every", "30"], "data-parallel": [], "hessian-free": HESSIAN_FREE}[kind]
+    settings = [*settings, "--train.epochs", "40"]
+    parallel = by_ray("averaging" if kind == "averaging" else "data-parallel", 3)
+    folder = go(tiny_recipe, [*settings, *parallel], tmp_path / "run")
+    assert (folder / "events.jsonl").read_text().count("worker-lost") == 1
+    assert newest(folder)["progress"]["looked"] == 40
+    if kind == "hessian-free":                              # no bit of the result is lost with it
+        whole = go(tiny_recipe, settings, tmp_path / "whole")
+        torch.testing.assert_close(newest(folder)["model"], newest(whole)["model"], rtol=0, atol=0)

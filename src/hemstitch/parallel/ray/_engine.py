@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -28,6 +29,7 @@ LEAST_STORE = 80 * MEBIBYTE         # the engine wants no less
 BASE_MEMORY = 450 * MEBIBYTE        # the engine's own processes
 MEMORY_PER_PROCESS = 300 * MEBIBYTE
 SHARED_MEMORY = Path("/dev/shm")
+LONGEST_TEMPORARY = 20      # letters of a folder in which the engine's sockets, at most 107 in all, still have room
 
 
 def import_ray() -> ModuleType:
@@ -69,13 +71,13 @@ def connected(address: str = "", *, num_cpus: int = 2, store_bytes: int = 0, num
             yield ray
             return
         _apply_authentication()
-        with nullcontext() if address else _reaper() as reaper:
+        with nullcontext() if address else temporary_folder(_short_place()) as folder:
             try:
                 with _own_signals():
                     if address:
                         _join(ray, address)
                     else:
-                        reaper.write(_start(ray, num_cpus, store_bytes) + "\n")
+                        _start(ray, num_cpus, store_bytes, folder)
                 yield ray
             finally:
                 with _own_signals():
@@ -115,14 +117,14 @@ def available_memory() -> int | None:
     return None
 
 
-def _start(ray: ModuleType, num_cpus: int, store_bytes: int) -> str:
-    """Start an engine here; the folder of its logs."""
+def _start(ray: ModuleType, num_cpus: int, store_bytes: int, folder: Path) -> None:
+    """Start an engine here, with its logs and sockets in ``folder``."""
     try:
         with _loopback():
-            context = ray.init(
+            ray.init(
                 address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=store_bytes,
-                _node_ip_address="127.0.0.1", log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
-            return context.address_info["session_dir"]
+                _node_ip_address="127.0.0.1", _temp_dir=str(folder), log_to_driver=False, configure_logging=False,
+                logging_level=logging.ERROR)
     except Exception as error:  # the engine raises nothing narrower
         raise RunError(f"Ray did not start on this machine ({str(error).splitlines()[0]}). A machine that is very busy "
                        "is too slow for Ray's own limits: try again, or train without processes (parallel.kind = "
@@ -142,7 +144,7 @@ def _join(ray: ModuleType, address: str) -> None:
 
 @contextmanager
 def _reaper() -> Iterator[IO[str]]:
-    """A process that ends what is left of a session, written to it, when this one has ended, in order or not."""
+    """A process that removes the folder written to it, and who uses it, when this one has ended, in order or not."""
     program = Path(__file__).with_name("_reaper.py")
     process = subprocess.Popen([sys.executable, "-I", "-S", str(program)], stdin=subprocess.PIPE, text=True, bufsize=1,
                                start_new_session=True)
@@ -151,6 +153,21 @@ def _reaper() -> Iterator[IO[str]]:
     finally:
         process.stdin.close()
         process.wait()
+
+
+@contextmanager
+def temporary_folder(place: str | None = None) -> Iterator[Path]:
+    """A folder that is removed at the end, with the engine's processes that use it, also if this process is killed."""
+    folder = Path(tempfile.mkdtemp(prefix="hemstitch-", dir=place)).resolve()
+    with _reaper() as reaper:
+        reaper.write(f"{folder}\n")
+        yield folder
+
+
+def _short_place() -> str:
+    """Where temporary files go, if there is room for the names of sockets."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= LONGEST_TEMPORARY else "/tmp"
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class RemoteServer:
         self._rule, self._limit = rule, first_batch
         self.inner, self.outer = StalenessHistogram(), StalenessHistogram()
         self._taken = [0] * num_shards                      # ages already collected
-        self._asked: dict[Any, tuple[int, float]] = {}
+        self._asked: dict[Any, int] = {}
         self._replied_at = [time.monotonic()] * num_shards
         self._give_up_at = [time.monotonic() + START_SECONDS] * num_shards
         self._is_lost = [False] * num_shards                # the engine has told so, and starts it anew
@@ -93,12 +93,13 @@ class RemoteServer:
 
     def poll(self, timeout: float) -> None:
         """Ask every shard how it stands, and take the answers that come within ``timeout``."""
-        waited_for = {number for number, _ in self._asked.values()}
+        waited_for = set(self._asked.values())
         for number in set(range(len(self.shards))) - waited_for:
-            self._asked[self._ask(number)] = (number, time.monotonic())
+            self._asked[self._ask(number)] = number
+            self._give_up_at[number] = max(self._give_up_at[number], time.monotonic() + self._patience)
         ready, _ = self._ray.wait(list(self._asked), num_returns=len(self._asked), timeout=timeout)
         for future in ready:
-            number, _ = self._asked.pop(future)
+            number = self._asked.pop(future)
             try:
                 self._take(number, self._ray.get(future))
                 self._replied_at[number] = time.monotonic()

@@ -82,8 +82,7 @@ class ServerShard:
 
     def __init__(self, folder: str, number: int, snapshot_every: int) -> None:
         torch.set_num_threads(1)
-        before, self._path = claim_generation(Path(folder), number)
-        state = read_snapshot(before)
+        before, state, self._path = claim_generation(Path(folder), number)
         self.ledger = Ledger(self._path.with_suffix(".ledger"), state["first_batch"])
         self._outer = StalenessHistogram()
         self._outer.add(state["outer_updates"].numpy(), state["outer_seconds"].numpy())
@@ -191,18 +190,20 @@ def first_snapshot(folder: Path, number: int) -> Path:
     return folder / f"shard-{number}.0000.pt"
 
 
-def claim_generation(folder: Path, number: int) -> tuple[Path, Path]:
-    """The newest snapshot of a shard, and the path of the next one, with a copy of the ledger beside it.
+def claim_generation(folder: Path, number: int) -> tuple[Path, dict[str, Any], Path]:
+    """The newest snapshot of a shard: path and content; and the path of the next, with a copy of the ledger beside it.
 
-    Every process writes files of its own: one that was stopped, given up and comes back later disturbs nobody.
+    Every process writes files of its own: one that was stopped, given up and comes back later disturbs nobody. One that
+    is merely cut off may write while this reads, so the ledger is read last: it knows every push in the snapshot.
     """
     before = max(folder.glob(f"shard-{number}.*.pt"), default=first_snapshot(folder, number))
     generation = max((int(path.suffixes[-2][1:]) for path in folder.glob(f"shard-{number}.*.ledger")), default=0)
     path = folder / f"shard-{number}.{generation + 1:04d}.pt"
+    state = read_snapshot(before)
     ledger = before.with_suffix(".ledger")
     content = ledger.read_bytes() if ledger.exists() else b""
     path.with_suffix(".ledger").write_bytes(content[: len(content) // LAYOUT.size * LAYOUT.size])
-    return before, path
+    return before, state, path
 
 
 def make_snapshot(parameters: Tensor, rule: StepRule, first_batch: int, version: int = 0, lost: int = 0,

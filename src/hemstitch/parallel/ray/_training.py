@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -38,7 +37,7 @@ from hemstitch.parallel._bounded_step import StepRule
 from hemstitch.parallel._decoders import Decoding
 from hemstitch.parallel._replica import Gradient
 from hemstitch.parallel.ray._crew import Attendant, Crew
-from hemstitch.parallel.ray._engine import connected
+from hemstitch.parallel.ray._engine import connected, temporary_folder
 from hemstitch.parallel.ray._hosts import PROGRAM, DecoderHost, EvaluationHost, Program, ReplicaHost
 from hemstitch.parallel.ray._link import Layout, lost_errors
 from hemstitch.parallel.ray._server import RemoteServer
@@ -162,8 +161,7 @@ class AsynchronousTraining:
             self._ray = resources.enter_context(connected(
                 address, num_cpus=processes + decoders + num_shards + 1, store_bytes=2 * (num_replicas + 2) * size,
                 num_processes=processes + decoders + num_shards))
-            self._folder = Path(folder or resources.enter_context(
-                tempfile.TemporaryDirectory(prefix="hemstitch-", ignore_cleanup_errors=True))).resolve()
+            self._folder = Path(folder or resources.enter_context(temporary_folder())).resolve()
             resources.callback(self._end_processes)
             self._write(Program(gradient_of, batch, decoding, evaluate, renew))
             self._server = RemoteServer(self._ray, self.shard_class, self._folder, parameters, rule, num_shards,
@@ -262,10 +260,11 @@ class AsynchronousTraining:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is under way and nothing more will be."""
-        first = self._server.status[0]
+        """Whether nothing is under way, to no shard, and nothing more will be."""
+        first, *others = self._server.status
         return all(crew.has_ended for crew in self._crews) or (
-            first["under_way"] == 0 and first["next_batch"] >= first["limit"])
+            first["under_way"] == 0 and first["next_batch"] >= first["limit"]
+            and all(shard["last_pushes"] == first["last_pushes"] for shard in others))
 
     def reset(self, parameters: Tensor) -> None:
         """Go on from other parameters, when all replicas rest."""
