@@ -21,10 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given:
         parser.print_help()
         return 2
+    if given[0] == "help":
+        given = [*given[1:2], "--help"]
     _check_command(parser, given[0])
     parsed, rest = parser.parse_known_args(given)
     if rest and not getattr(parsed, "takes_settings", False):
-        parser.error(f"unexpected arguments for {parsed.command}: {' '.join(rest)}")
+        hint = "; a run goes on with its own settings, train another one with these" if given[0] == "resume" else ""
+        parsed.parser.error(f"unexpected arguments for {parsed.command}: {' '.join(rest)}{hint}")
     parsed.settings = rest
     try:
         return parsed.function(parsed) or 0
@@ -39,7 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check_command(parser: argparse.ArgumentParser, given: str) -> None:
     known = parser.get_default("known")
-    if given not in known and not given.startswith("-"):
+    if given.startswith("-"):
+        if given not in ("-h", "--help", "--version"):
+            parser.error(f"unknown option {given}: a command comes first, its options after it, as in hemstitch train "
+                         "demo --quiet")  # fmt: skip
+    elif given.endswith(".toml"):
+        parser.error(f"no command {given!r}: did you mean `hemstitch train {given}`?")
+    elif given not in known:
         near = difflib.get_close_matches(given, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         parser.error(f"no command {given!r}: {hint}")
@@ -69,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add(commands, name, function, text, **defaults):  # type: ignore[no-untyped-def]
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-    command.set_defaults(function=function, **defaults)
+    command.set_defaults(function=function, parser=command, **defaults)
     return command
 
 
@@ -101,7 +110,7 @@ def _add_train(commands):  # type: ignore[no-untyped-def]
 
 
 def _add_runs(commands):  # type: ignore[no-untyped-def]
-    command = _add(commands, "resume", _resume, "continue a run that was stopped or killed")
+    command = _add(commands, "resume", _resume, "continue a run that was stopped or killed, with its own settings")
     command.add_argument("run", type=Path)
     command.add_argument("--quiet", action="store_true", help="say only the result")
     command = _add(

@@ -9,11 +9,11 @@ from typing import Any
 import rich.table
 
 from hemstitch.commands._show import _print
-from hemstitch.errors import ConfigError
+from hemstitch.errors import ConfigError, RunError
 from hemstitch.report import verdict, write_method_comparison, write_sweep_page
 from hemstitch.report._method_comparison import ONE_SEED
 from hemstitch.report._sweep_page import score
-from hemstitch.report._text import duration, interval, number, percent
+from hemstitch.report._text import duration, interval, literal, number, percent
 from hemstitch.train import Console, Interrupted
 from hemstitch.train._config import _literal, read_overrides
 from hemstitch.train._experiments import (
@@ -26,7 +26,9 @@ from hemstitch.train._experiments import (
     tuned_recipe,
     vary,
 )
+from hemstitch.train._experiments._runs import folder_name
 from hemstitch.train._recipe_files import read
+from hemstitch.train._run_folder import CONFIG
 
 STOPPED = "stopped; everything is saved. Give the same command again to continue."
 
@@ -35,7 +37,9 @@ def run_sweep(name: str, settings: Sequence[str], over: Sequence[str], *, seeds:
               refine: bool, stop_hopeless: bool, quiet: bool) -> int:  # fmt: skip
     """Tune a recipe on dev."""
     recipe = read(name, settings)
-    out = out or Path("runs") / f"sweep-{recipe.name}"
+    out = out or Path("runs") / f"sweep-{folder_name(recipe.name)}"
+    if (out / CONFIG).is_file():
+        raise RunError(f"{out} is a run, not the folder of a sweep: give another with --out")
     try:
         found = sweep(
             recipe, dict(map(_values, over)), seeds=_seeds(seeds), out=out, by=by, refine=refine,
@@ -97,6 +101,8 @@ def _seeds(text: str) -> list[int]:
     seeds = _list(text) if text else []
     if not all(isinstance(seed, int) for seed in seeds):
         raise ConfigError(f"--seeds {text}: expected whole numbers, such as 1,2")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text}: a seed twice is the same run twice; give each once")
     return seeds
 
 
@@ -105,12 +111,12 @@ def _show_sweep(found: SweepResult) -> None:
     grid = rich.table.Table(*keys, f"dev {found.by}", "seeds", "outcome", "passes", "wall", "CPU", box=None)
     for row in found.rows:
         grid.add_row(
-            *(str(row.settings[key]) for key in keys), score(row.score, found.by),
+            *(literal(row.settings[key]) for key in keys), score(row.score, found.by),
             ", ".join(score(value, found.by) for value in row.scores.values()),
             row.status + (", beyond the grid" if row.refinement else ""), *_cost(row.cost),
         )  # fmt: skip
     _print(grid)
-    best = ", ".join(f"{key} = {value}" for key, value in found.best.settings.items())
+    best = ", ".join(f"{key} = {literal(value)}" for key, value in found.best.settings.items())
     test = "".join(f", test {name} {percent(value)}" for name, value in found.test.items())
     print(f"best on dev: {best}  (dev {found.by} {score(found.best.score, found.by)}{test})")
     passes, wall, cpu = _cost(found.cost)

@@ -11,7 +11,7 @@ from hemstitch.commands._speech import load_speech_run
 from hemstitch.commands._transcribe import _scales
 from hemstitch.errors import RunError
 from hemstitch.models import sentence_log_probabilities
-from hemstitch.speech import BestLists, Candidate, DecodeOptions, LanguageModel, word_error_rate
+from hemstitch.speech import BestLists, Candidate, DecodeOptions, word_error_rate
 from hemstitch.speech import rescore as choose
 from hemstitch.train import Console, load_trained
 from hemstitch.train._config import read_overrides
@@ -109,7 +109,7 @@ def rescore(path: Path, model: Path, part: str, count: int, weights: Sequence[fl
     prior_scale, acoustic_scale, word_penalty = _scales(task, folder, overrides)
     search = DecodeOptions(beam=options.beam, max_active=options.max_active, acoustic_scale=acoustic_scale,
                            word_penalty=word_penalty)
-    arpa = LanguageModel.read(task.corpus.language_model(options.language_model))
+    arpa = task.language_model(options.language_model)
     best = BestLists(task.graph_of(arpa), arpa, count, search, lattice_beam)
     lists = {name: best_lists(run, name, best, prior_scale * task.log_priors()) for name in {"dev", part}}
     judge.read({c.words for one in lists.values() for found in one.candidates.values() for c in found})

@@ -115,7 +115,9 @@ def _transcript(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a transcript ({error}).") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path}: cannot be read as a transcript ({why}). Expected a text file: utterance id, then the "
+                        "words; or, alone, a run folder.") from None
     for number, line in enumerate(lines, start=1):
         identifier, _, words = line.strip().partition(" ")
         if not identifier:

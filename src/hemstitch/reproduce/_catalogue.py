@@ -24,6 +24,7 @@ MODULES: tuple[str, ...] = (
     "_paper5_orders",
     "_paper5_average",
     "_paper5_beyond",
+    "_drawings",
 )
 """Modules of this package with a list ``ENTRIES``; imported when the catalogue is first asked for."""
 

@@ -27,14 +27,14 @@ from hemstitch.train._run_folder import environment, read_json, write_json
 
 
 def select(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
-    """The entries of these names: "all", "paper-5", "paper-5/figure-5", in the order of the catalogue.
+    """The entries of these names, in the order of the catalogue: "all", "paper-5", an entry, or what its title names.
 
     Raises:
         ConfigError: a name fits nothing; says the nearest.
     """
     chosen: set[str] = set()
     for name in names:
-        found = [e.key for e in entries if name in ("all", e.key, group(e.paper))]
+        found = [e.key for e in entries if name in ("all", e.key, group(e.paper), *e.shows)]
         if not found:
             papers = sorted({group(e.paper) for e in entries})
             raise ConfigError(f"no entry {name!r}: {nearest(name, ['all', *papers, *(e.key for e in entries)])} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,13 @@ class Entry:
     def key(self) -> str:
         """Its name on the command line."""
         return f"{group(self.paper)}/{self.name}"
+
+    @property
+    def shows(self) -> tuple[str, ...]:
+        """The tables and figures that its title names: paper-3/figure-3 and figure-4 for "Figures 3 and 4: ..."."""
+        named = re.findall(r"(Table|Figure)s? ((?:\d+(?:, | and )?)+)", self.title)
+        return tuple(f"{group(self.paper)}/{kind.lower()}-{number}" for kind, numbers in named
+                     for number in re.findall(r"\d+", numbers))
 
 
 def choose(scale: Scale, *, smoke: Any, laptop: Any, paper: Any) -> Any:

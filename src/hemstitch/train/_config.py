@@ -113,8 +113,9 @@ def read_overrides(arguments: Sequence[str]) -> Values:
             raise ConfigError(f"unexpected argument {name!r}: settings are given as --section.field value")
         name, equals, value = name[2:].partition("=")
         if not equals:
-            if not rest:
-                raise ConfigError(f"--{name} needs a value: --{name} VALUE")
+            if not rest or rest[0].startswith("--"):
+                unknown = "" if "." in name else "; or is it an option that this command does not have? See --help"
+                raise ConfigError(f"--{name} needs a value: --{name} VALUE{unknown}")
             value = rest.pop(0)
         values[name.replace("-", "_")] = (_literal(value), "command line")
     return values
@@ -181,7 +182,9 @@ def coerce(value: Any, hint: Any, key: str, origin: str) -> Any:
         raise ConfigError(f"{key} = {value!r} ({origin}): expected a finite number")
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    hint_of_list = f": write [{value}]" if typing.get_origin(hint) is tuple else ""
+    hint_of_list = ""
+    if typing.get_origin(hint) is tuple:
+        hint_of_list = ": a list ends with ]" if str(value).startswith("[") else f": write [{value}]"
     got = type(value).__name__
     raise ConfigError(f"{key} = {value!r} ({origin}): expected {type_name(hint)}, got {got}{hint_of_list}")
 

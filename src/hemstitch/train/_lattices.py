@@ -86,7 +86,8 @@ class LatticeTask(FrameTask):
     def make_weak_graph(self) -> DecodingGraph:
         """The graph of the criterion's own language model: in an n-gram of the transcripts all words are possible."""
         name = self.options.language_model or f"{self.options.lm_order}-gram"
-        return decoding_graph(self.lexicon, self.topology, self.language_model(name), self.silence_probability)
+        model = self.language_model(name, "criterion.language_model")
+        return decoding_graph(self.lexicon, self.topology, model, self.silence_probability)
 
     def bind(self, model: nn.Module) -> None:
         """Lay the frames out with the context that the model wants."""

@@ -23,6 +23,12 @@ def find_recipe(name: str) -> Path:
     known = recipe_names()
     if name in known:
         return known[name]
+    if path.is_dir():
+        raise ConfigError(f"{name} is a folder, and a recipe a TOML file or a name from `hemstitch list`. A run in it "
+                          f"goes on with `hemstitch resume {name}`; a corpus in it is trained on with "
+                          f"`hemstitch train starter --data.corpus {name}`")  # fmt: skip
+    if path.with_name(f"{path.name}.toml").is_file():
+        raise ConfigError(f"no recipe {name!r}: did you mean the file {name}.toml?")
     raise ConfigError(f"no recipe {name!r}: neither a file nor the name of one: {nearest(name, list(known))}")
 
 

@@ -81,8 +81,9 @@ class RunFolder:
             RunError: it exists and holds something, or cannot be written.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            what = "is a run already: `hemstitch resume` it" if (path / CONFIG).exists() else "exists and is not a run"
-            raise RunError(f"{path} {what}, or give another folder with --run.")
+            is_run = (path / CONFIG).exists()
+            raise RunError(f"{path} is a run already: `hemstitch resume` it, or give another folder with --run."
+                           if is_run else f"{path} exists and is no run: give another folder with --run.")  # fmt: skip
         try:
             (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -184,11 +184,11 @@ class SpeechTask:
         """The graph of all sentences that the recipe's language model allows."""
         return self.graph_of(self.language_model(self.recipe.decode.language_model))
 
-    def language_model(self, name: str) -> LanguageModel:
-        """A language model of the corpus, or of the training transcripts."""
+    def language_model(self, name: str, setting: str = "decode.language_model") -> LanguageModel:
+        """A language model of the corpus, or of the training transcripts; ``setting`` is what names it."""
         originals = [u for u in self.parts["train"].utterances if "copy_of" not in u.info]
         words = [word for word in self.lexicon.words if word != UNKNOWN]
-        return language_model(name, self.corpus, [words_of(u, self.lexicon) for u in originals], words)
+        return language_model(name, self.corpus, [words_of(u, self.lexicon) for u in originals], words, setting)
 
     def graph_of(self, language_model: LanguageModel) -> DecodingGraph:
         """The graph of all sentences that a language model allows."""

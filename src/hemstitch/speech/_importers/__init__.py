@@ -63,7 +63,7 @@ def import_corpus(
     function = IMPORTERS[name][0]
     needs_source = "source" in inspect.signature(function).parameters
     if needs_source != (source is not None):
-        raise ConfigError(f"importer {name} " + ("needs a source: the folder it reads" if needs_source
+        raise ConfigError(f"importer {name} " + ("needs a source: --source FOLDER, what it reads" if needs_source
                                                  else f"reads nothing: leave out the source {source}"))
     if source is not None and not Path(source).exists():
         raise DataError(f"importer {name}: there is no {source}. Give the place of the data: --data.source FOLDER of a "
