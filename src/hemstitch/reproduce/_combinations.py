@@ -139,14 +139,12 @@ def matrix_markdown(outcomes: Mapping[tuple[str, ...], str]) -> str:
         f"{len(outcomes) - ran} are refused before training, with the reason of that number below.",
     ]
     for criterion in names[0]:
-        columns = [(order, parallel) for parallel in names[3] for order in names[2]]
-        lines += ["", f"## {criterion[0].upper()}{criterion[1:]}", "",
-                  "| | " + " | ".join(f"{parallel}, {order}" for order, parallel in columns) + " |",
-                  "|---" * (len(columns) + 1) + "|"]  # fmt: skip
-        for update in names[1]:
-            cells = [outcomes[criterion, update, order, parallel] for order, parallel in columns]
+        title = criterion if criterion[1:2].isupper() else criterion[0].upper() + criterion[1:]
+        lines += ["", f"## {title}", "", f"| | {' | '.join(names[1])} |", "|---" * (len(names[1]) + 1) + "|"]
+        for parallel, order in itertools.product(names[3], names[2]):
+            cells = [outcomes[criterion, update, order, parallel] for update in names[1]]
             shown = [str(reasons.index(cell) + 1) if cell else "✓" for cell in cells]
-            lines.append(f"| {update} | " + " | ".join(shown) + " |")
+            lines.append(f"| {parallel}, {order} | {' | '.join(shown)} |")
     lines += ["", "## Reasons", ""]
     lines += [f"{number}. {' '.join(reason.split())}" for number, reason in enumerate(reasons, start=1)]
     return "\n".join(lines) + "\n"
