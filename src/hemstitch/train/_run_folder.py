@@ -81,9 +81,9 @@ class RunFolder:
             RunError: it exists and holds something, or cannot be written.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            is_run = (path / CONFIG).exists()
-            raise RunError(f"{path} is a run already: `hemstitch resume` it, or give another folder with --run."
-                           if is_run else f"{path} exists and is not a run: give another folder with --run.")  # fmt: skip
+            if (path / CONFIG).exists():
+                raise RunError(f"{path} is a run already: `hemstitch resume` it, or give another folder with --run.")
+            raise RunError(f"{path} exists and is not a run: give another folder with --run.")
         try:
             (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
