@@ -10,7 +10,9 @@ from hemstitch.parallel import FlatGradient, ParameterServer
 from hemstitch.sampling import BatchSource, EqualLengthEpochs, ShuffledEpochs
 from hemstitch.train import Console, load_recipe
 from hemstitch.train._build import build_run
+from hemstitch.train._decoded_frames import FrameNumbers, SharedUtterances, epoch_order
 from hemstitch.train._epoch_batches import EpochBatches
+from hemstitch.train._outer_frames import OuterFrames
 from hemstitch.train._replica_gradient import server_rule, weight_decay
 
 STREAMS = {
@@ -35,6 +37,28 @@ def test_batches_by_number_are_those_of_the_stream(stream):
         assert by_number.start_of(epoch + 1) == number
         assert by_number.items_before(number + 2, epoch) == 23
     assert by_number(0) == BatchSource(STREAMS[stream](), lambda items: items.tolist()).next()
+
+
+def frames(num_utterances=7, batch_size=4):
+    lengths = torch.arange(1, num_utterances + 1)
+    return OuterFrames(lengths, batch_size, 0, "on-the-fly", load=None, collate=None)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3, 10])
+def test_workers_share_the_utterances_of_every_epoch(num_workers):
+    source = frames()
+    streams = [SharedUtterances(source, num_workers)(worker) for worker in range(num_workers)]
+    dealt = [next(stream) for _ in range(21) for stream in streams]
+    for epoch in range(len(dealt) // 7):
+        assert dealt[7 * epoch : 7 * epoch + 7] == epoch_order(source, epoch)
+    assert next(SharedUtterances(source, num_workers, first=9)(0)) == epoch_order(source, 1)[2]
+
+
+def test_an_epoch_of_frames_has_as_many_batches_as_if_none_cancelled():
+    numbers = FrameNumbers(frames())                                # 28 frames in batches of 4
+    assert [numbers.start_of(epoch) for epoch in range(3)] == [0, 7, 14]
+    assert [numbers.number_at(1, position) for position in (0, 4, 5, 28)] == [7, 8, 9, 14]
+    assert [numbers.items_before(number, 1) for number in (5, 7, 9, 14, 20)] == [0, 0, 8, 28, 28]
 
 
 @pytest.mark.parametrize("frozen", [False, True])

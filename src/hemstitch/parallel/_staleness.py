@@ -48,6 +48,10 @@ class StalenessHistogram:
         """(gradient,) ages in seconds."""
         return np.array(self._seconds)
 
+    def since(self, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ages in updates and in seconds, from a given one on."""
+        return np.array(self._updates[start:], dtype=np.int64), np.array(self._seconds[start:])
+
     @property
     def counts(self) -> np.ndarray:
         """(age,) how many gradients were 0, 1, 2, ... updates old."""

@@ -21,11 +21,11 @@ from hemstitch.reproduce._training import recipe, trained
 from hemstitch.sampling import generator
 from hemstitch.train import Recipe
 from hemstitch.train._build import Run, build_run
+from hemstitch.train._decoded_frames import DecodedFrames, FrameGradient
 from hemstitch.train._in_parallel import cluster_of
 from hemstitch.train._replica_gradient import ReplicaGradient
 from hemstitch.train._run_folder import RESULT, read_json
 from hemstitch.train._strategies import Gradient
-from hemstitch.train._strategy_simulated import DecodedFrames, FrameGradient
 
 Results = Mapping[str, dict[str, Any]]
 SECONDS: Mapping[str, Any] = {"parallel.compute_seconds": 0.2, "parallel.decode_seconds": 1.0}

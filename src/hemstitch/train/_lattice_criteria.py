@@ -99,12 +99,12 @@ def check_combination(recipe: Recipe) -> None:
             "batches cannot be used again in another order once their utterances are used up; use unit = 'utterance'",
         ),
         f"parallel.kind = {recipe.kinds['parallel']!r} and unit = 'frame'": (
-            frames and recipe.kinds["parallel"] not in ("local", "simulated-async"),
+            frames and recipe.kinds["parallel"] not in ("local", "async", "simulated-async"),
             "the frames of a decoded utterance are not shared out over workers; use unit = 'utterance', or "
-            "parallel.kind = 'simulated-async', whose replicas have decoders of their own",
+            "parallel.kind = 'async', whose replicas have decoders of their own",
         ),
-        f"shuffling = {options.shuffling!r} and parallel.kind = 'simulated-async'": (
-            frames and options.shuffling != "on-the-fly" and recipe.kinds["parallel"] == "simulated-async",
+        f"shuffling = {options.shuffling!r} and parallel.kind = {recipe.kinds['parallel']!r}": (
+            frames and options.shuffling != "on-the-fly" and recipe.kinds["parallel"] in ("async", "simulated-async"),
             "replicas use frames up as their decoders deliver them; use shuffling = 'on-the-fly'",
         ),
         f"start_l2 and parallel.kind = {recipe.kinds['parallel']!r}": (

@@ -17,17 +17,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hemstitch.parallel import FlatGradient, StepRule
 from hemstitch.sampling import BatchSource
+from hemstitch.train._ages import Ages
+from hemstitch.train._decoded_frames import DecodedFrames, FrameGradient, FrameNumbers, SharedUtterances
 from hemstitch.train._epoch_batches import EpochBatches
 from hemstitch.train._options import Replicas
+from hemstitch.train._outer_frames import OuterFrames
 from hemstitch.train._replica_gradient import ReplicaGradient, check_server_can, server_rule
 from hemstitch.train._strategies import Batch, StepReport
 
@@ -39,14 +41,14 @@ class Past:
     """What has happened in the sessions of a run so far.
 
     Attributes:
-        counts: (age,) gradients by age in updates.
-        seconds: sum of their ages in seconds.
+        inner: ages of the parameters behind the gradients applied.
+        outer: of those with which decoders computed the outer gradients of frames.
         refused, abandoned, undone, failures: gradients that were not finite, batches that died with a replica, updates
             that died with a shard, replicas that died.
     """
 
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    seconds: float = 0.0
+    inner: Ages = field(default_factory=Ages)
+    outer: Ages = field(default_factory=Ages)
     refused: int = 0
     abandoned: int = 0
     undone: int = 0
@@ -56,20 +58,27 @@ class Past:
         """Together with what a session reports, if it has begun."""
         if report is None:
             return self
-        new = report.inner.counts
-        counts = np.zeros(max(len(new), len(self.counts)), dtype=np.int64)
-        counts[: len(self.counts)] = self.counts
-        counts[: len(new)] += new
-        return Past(counts, self.seconds + float(report.inner.seconds.sum()),
+        return Past(self.inner.plus(report.inner), self.outer.plus(report.outer),
                     self.refused + report.counts["nonfinite"], self.abandoned + report.abandoned,
                     self.undone + report.lost_updates, self.failures + report.failures)
 
     def totals(self) -> dict[str, float]:
         """Means and counts for the log."""
-        number = max(1, int(self.counts.sum()))
-        return {"staleness": float(self.counts @ np.arange(len(self.counts))) / number,
-                "staleness_seconds": self.seconds / number, "refused_gradients": self.refused,
-                "abandoned_batches": self.abandoned, "undone_updates": self.undone, "failures": self.failures}
+        values = {"staleness": self.inner.mean, "staleness_seconds": self.inner.mean_seconds}
+        if self.outer.number:
+            values |= {"outer_staleness": self.outer.mean, "outer_staleness_seconds": self.outer.mean_seconds}
+        return {**values, "refused_gradients": self.refused, "abandoned_batches": self.abandoned,
+                "undone_updates": self.undone, "failures": self.failures}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything."""
+        return {"inner": self.inner.state_dict(), "outer": self.outer.state_dict(), "refused": self.refused,
+                "abandoned": self.abandoned, "undone": self.undone, "failures": self.failures}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Past:
+        """From a state."""
+        return cls(**{**state, **{name: Ages.restored(state[name]) for name in ("inner", "outer")}})
 
 
 class ReplicaSteps:
@@ -81,7 +90,7 @@ class ReplicaSteps:
         model: takes the server's parameters after every step.
         optimizer: tells learning rate and bounds.
         make: replica -> its gradient function (`ReplicaGradient`), called in the replica's process.
-        source: the stream of batches.
+        source: the stream of batches; of frames with outer gradients: decoders load them, in processes of their own.
         epochs: of the run.
         threads: of torch in each process.
 
@@ -90,15 +99,16 @@ class ReplicaSteps:
     """
 
     def __init__(self, options: Replicas, task: Any, model: nn.Module, optimizer: torch.optim.Optimizer,
-                 make: Callable[[int], ReplicaGradient], source: BatchSource[Batch], epochs: int,
+                 make: Callable[[int], ReplicaGradient], source: BatchSource[Batch] | OuterFrames, epochs: int,
                  threads: int = 1) -> None:
-        check_server_can("async", model, source)
+        self._frames = source if isinstance(source, OuterFrames) else None
+        check_server_can("async", model, None if self._frames else source)
         self.options, self.task, self.model, self.optimizer = options, task, model, optimizer
         self._flat = FlatGradient(model, lambda *_: None)
         self.rule = server_rule(optimizer, model)
         self._make, self._epochs = make, epochs
         self._threads, self._source = threads or 1, source
-        self._batches = EpochBatches(source)
+        self._batches = FrameNumbers(self._frames) if self._frames else EpochBatches(source)
         self._training: Any = None
         self._report: Any = None
         self._first = 0
@@ -135,12 +145,10 @@ class ReplicaSteps:
     def diagrams(self) -> dict[str, Any]:
         """How old the parameters were when gradients were applied."""
         past = self._past.plus(self._report)
-        if not past.counts.sum():
-            return {}
-        line = {"label": f"{self.options.replicas} replicas, mean {past.totals()['staleness']:.1f}",
-                "x": list(range(len(past.counts))), "y": (past.counts / past.counts.sum()).tolist()}
-        return {"staleness": {"title": "Share of gradients by age", "x_label": "updates between fetch and push",
-                              "lines": [line]}}
+        lines = [past.inner.line(f"{self.options.replicas} replicas")] if past.inner.number else []
+        lines += [past.outer.line("their decoders, per frame")] if past.outer.number else []
+        title = {"title": "Share of gradients by age", "x_label": "updates between fetch and push"}
+        return {"staleness": {**title, "lines": lines}} if lines else {}
 
     def take_news(self) -> list[str]:
         """What went wrong since the last time."""
@@ -149,13 +157,12 @@ class ReplicaSteps:
 
     def state_dict(self) -> dict[str, Any]:
         """Ages and failures so far; parameters and position are the loop's."""
-        state = asdict(self._past.plus(self._report))
-        return {**state, "counts": torch.from_numpy(state["counts"])}
+        return self._past.plus(self._report).state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Count on from there; a run in motion that is rolled back does not forget."""
         if self._training is None:
-            self._past = Past(**{**state, "counts": state["counts"].numpy()})
+            self._past = Past.restored(state)
 
     # -- the parts of a step ---------------------------------------------------------------------------------------
 
@@ -164,10 +171,11 @@ class ReplicaSteps:
 
         options, indices = self.options, self._source.indices
         self._first = self._batches.number_at(indices.epoch, indices.position)
+        make, work = self._work()
         self._training = AsynchronousTraining(
             self._flat.parameters.cpu(),
-            self._make,
-            EpochBatches(self._source),
+            make,
+            **work,
             num_replicas=options.replicas,
             rule=self.rule,
             fetch_every=options.fetch_every,
@@ -184,6 +192,18 @@ class ReplicaSteps:
         self._report = self._training.report()
         self._given = self._flat.parameters
         self._supervision, self._limit = self.task.state_dict(), -1
+
+    def _work(self) -> tuple[Callable[[int], Any], dict[str, Any]]:
+        """Gradients of replicas, and where their batches come from."""
+        if self._frames is None:
+            return self._make, {"batch": EpochBatches(self._source)}
+        source, make, options = self._frames, self._make, self.options
+        done = source.epoch * len(source.lengths) + source.position * len(source.lengths) // source.num_items
+        decoded = DecodedFrames(source, self.model, options, order=iter(()))
+        decoding = replace(decoded.simulation_options()["decoding"],
+                           utterances=SharedUtterances(source, options.replicas, done))
+        return lambda replica: FrameGradient(make(replica), source), {
+            "decoding": decoding, "num_decoders": options.decoders}
 
     def _give(self) -> None:
         """Learning rate, network and supervision, as far as the loop has changed them."""
@@ -228,6 +248,8 @@ class ReplicaSteps:
         position = min(self._batches.items_before(self._done(now), indices.epoch), indices.items_per_epoch)
         items = max(0, position - indices.position)
         indices.position += items
+        if self._frames is not None and indices.position == indices.items_per_epoch:
+            self._frames.skip_epoch()
         refused = now.counts["nonfinite"] > before.counts["nonfinite"]
         updates = now.updates - before.updates
         ages = now.inner.updates[len(before.inner) :]

@@ -14,83 +14,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hemstitch.errors import NonFiniteError
-from hemstitch.parallel import (
-    AsynchronousReport,
-    AsynchronousSimulation,
-    Cluster,
-    Decoding,
-    FetchPolicy,
-    FlatGradient,
-    OuterBatch,
-    StalenessHistogram,
-    StepRule,
-)
-from hemstitch.sampling import BatchSource, generator
+from hemstitch.parallel import AsynchronousReport, AsynchronousSimulation, Cluster, FlatGradient, StepRule
+from hemstitch.sampling import BatchSource
+from hemstitch.train._ages import Ages
+from hemstitch.train._decoded_frames import DecodedFrames, FrameGradient
 from hemstitch.train._epoch_batches import EpochBatches
 from hemstitch.train._options import SimulatedAsynchronous
-from hemstitch.train._outer_frames import Loaded, OuterFrames, OuterRows
+from hemstitch.train._outer_frames import OuterFrames
 from hemstitch.train._replica_gradient import ReplicaGradient, check_server_can, server_rule
 from hemstitch.train._strategies import Batch, StepReport
 
 SEED_STEP = 7919
-
-
-@dataclass
-class Ages:
-    """How old parameters were when gradients were applied, over a whole run.
-
-    Attributes:
-        counts: (age,) gradients by age in updates.
-        seconds: sum of their ages in seconds.
-    """
-
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    seconds: float = 0.0
-
-    def plus(self, histogram: StalenessHistogram) -> Ages:
-        """Together with those of one simulation."""
-        new = histogram.counts
-        counts = np.zeros(max(len(new), len(self.counts)), dtype=np.int64)
-        counts[: len(self.counts)] = self.counts
-        counts[: len(new)] += new
-        return Ages(counts, self.seconds + float(histogram.seconds.sum()))
-
-    @property
-    def number(self) -> int:
-        """How many."""
-        return int(self.counts.sum())
-
-    @property
-    def mean(self) -> float:
-        """Mean age in updates; 0 if there are none."""
-        return float(self.counts @ np.arange(len(self.counts))) / max(1, self.number)
-
-    @property
-    def mean_seconds(self) -> float:
-        """Mean age in simulated seconds."""
-        return self.seconds / max(1, self.number)
-
-    def line(self, label: str) -> dict[str, Any]:
-        """Shares by age, for a diagram."""
-        return {"label": f"{label}, mean {self.mean:.1f}", "x": list(range(len(self.counts))),
-                "y": (self.counts / max(1, self.number)).tolist()}  # fmt: skip
-
-    def state_dict(self) -> dict[str, Any]:
-        """Both numbers."""
-        return {"counts": torch.from_numpy(self.counts.copy()), "seconds": self.seconds}
-
-    @classmethod
-    def restored(cls, state: dict[str, Any]) -> Ages:
-        """From a state."""
-        return cls(state["counts"].numpy().copy(), state["seconds"])
 
 
 class NumberedBatches:
@@ -121,74 +62,6 @@ class NumberedBatches:
     def end_epoch(source: BatchSource[Batch]) -> None:
         """Put the stream where this one is."""
         source.indices.position = source.indices.items_per_epoch
-
-
-class DecodedFrames:
-    """The utterances of an epoch for decoders, and the frames that replicas are to use.
-
-    Args:
-        source: the stream of frames.
-        model: memory for the decoders' parameters.
-        options: when they take new ones.
-        order: numbers of utterances; ``None``: those of the stream's epoch.
-        fetch: in the place of what the options say.
-
-    Attributes:
-        handed: frames of the utterances decoded since the begin of the epoch.
-        extra: what the last decoding had to tell.
-    """
-
-    def __init__(self, source: OuterFrames, model: nn.Module, options: SimulatedAsynchronous,
-                 order: Iterator[int] | None = None, fetch: FetchPolicy | None = None) -> None:
-        self._source, self._lookahead = source, options.lookahead
-        self._flat = FlatGradient(model, lambda *_: None)
-        self._fetch = fetch or FetchPolicy(seconds=options.decoder_fetch_seconds,
-                                           synchronous=options.decoder_fetch_synchronous)
-        self.handed, self.extra = source.position, {}
-        self._order = order or iter(epoch_order(source))
-
-    def decode(self, parameters: Tensor, utterances: Sequence[int]) -> list[OuterRows]:
-        """Outer gradients at the decoder's parameters."""
-        self._flat.load(parameters)
-        loaded: Loaded = self._source.load(list(utterances))
-        self.handed += int(self._source.lengths[list(utterances)].sum())
-        self.extra = loaded.extra
-        return loaded.rows
-
-    def simulation_options(self) -> dict[str, Any]:
-        """What `AsynchronousSimulation` is to train on."""
-        return {"decoding": Decoding(outer_gradient=self.decode, utterances=lambda worker: self._order,
-                                     num_slots=self._source.batch_size, fetch=self._fetch, lookahead=self._lookahead)}
-
-    @staticmethod
-    def end_epoch(source: OuterFrames) -> None:
-        """Put the stream where this one is: all utterances loaded and used up."""
-        source.position = source.num_items
-        source.skip_epoch()
-
-
-def epoch_order(source: OuterFrames) -> list[int]:
-    """Numbers of the utterances of the stream's epoch."""
-    return torch.randperm(len(source.lengths), generator=generator(source.seed, source.epoch)).tolist()
-
-
-class FrameGradient:
-    """A replica's gradient of frames with their outer gradients.
-
-    Args:
-        gradient: of batches as the task makes them.
-        source: makes them.
-    """
-
-    returns_new_tensors: ClassVar[bool] = True
-
-    def __init__(self, gradient: ReplicaGradient, source: OuterFrames) -> None:
-        self._gradient, self._source = gradient, source
-
-    def __call__(self, parameters: Tensor, batch: OuterBatch) -> tuple[Tensor, float, float]:
-        """Gradient, mean loss, and frames behind it."""
-        rows = OuterRows.joined(batch.rows)
-        return self._gradient(parameters, self._source.collate(rows, len(rows), {}))
 
 
 class SimulatedReplicaSteps:

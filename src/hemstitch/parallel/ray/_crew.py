@@ -111,14 +111,17 @@ class Attendant:
         name: for messages.
         patience: seconds without a sign of life after which the process is started anew.
         tell: takes messages about failures.
+        on_return: called when a new process has shown itself.
 
     Attributes:
         facts: of the latest sign of life: process id; empty while it is started.
     """
 
-    def __init__(self, ray: Any, handle: Any, name: str, patience: float, tell: Tell) -> None:
+    def __init__(self, ray: Any, handle: Any, name: str, patience: float, tell: Tell,
+                 on_return: Callable[[], None]) -> None:
         self._ray, self.handle, self._name, self._patience, self._tell = ray, handle, name, patience, tell
         self.facts: dict[str, Any] = {}
+        self._on_return = on_return
         self._pid: int | None = None
         self._give_up_at = time.monotonic() + START_SECONDS
         self._send_ping()
@@ -146,6 +149,7 @@ class Attendant:
     def _take(self, facts: dict[str, Any]) -> None:
         if self._pid not in (None, facts["pid"]):
             self._tell(f"{self._name} (pid {self._pid}) died and is back")
+            self._on_return()
         self.facts, self._pid, self._give_up_at = facts, facts["pid"], time.monotonic() + self._patience
 
     def _send_ping(self) -> None:

@@ -34,7 +34,7 @@ class Program:
         batch: number -> batch, if there are no decoders.
         decoding: what decoders do, if there are.
         evaluate: parameters -> values.
-        renew: called in each process with what `AsynchronousTraining.renew` was given.
+        renew: called in each process but the server's with what `AsynchronousTraining.renew` was given.
     """
 
     gradient_of: Callable[[int], Gradient]
@@ -132,7 +132,7 @@ class DecoderHost:
     def __init__(self, folder: str, shards: Sequence[str], threads: int) -> None:
         import ray
 
-        self._decoding = load_program(folder, threads).decoding
+        self._program = load_program(folder, threads)
         self._shards = [ray.get_actor(name) for name in shards]
         self._held: Snapshot | None = None
 
@@ -142,16 +142,20 @@ class DecoderHost:
 
         if self._is_due(time.time()):
             self._held = fetch_all(ray, self._shards)
-        outers = self._decoding.outer_gradient(self._held.parameters, utterances)
+        outers = self._program.decoding.outer_gradient(self._held.parameters, utterances)
         return outers, self._held.versions[0], self._held.seconds
 
     def ping(self) -> dict[str, Any]:
         """A sign of life."""
         return {"pid": os.getpid()}
 
+    def renew(self, news: Any) -> None:
+        """Call the program's ``renew``."""
+        self._program.renew(news)
+
     def _is_due(self, now: float) -> bool:
         """Whether to fetch; synchronous decoders do at the same multiples of the interval."""
-        policy = self._decoding.fetch
+        policy = self._program.decoding.fetch
         if self._held is None or policy.seconds == 0:
             return True
         if policy.synchronous:

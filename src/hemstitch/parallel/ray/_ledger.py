@@ -140,7 +140,7 @@ class Ledger:
             "norm": self.norm, "next_batch": self.next_batch, "limit": self.limit,
             "under_way": sum(self.under_way.values()), "abandoned": self.abandoned, "starts": self.starts,
             "last_pushes": {worker: last for worker, (_, last) in self.lives.items()},
-            "ages": (self.inner.updates[ages_from:], self.inner.seconds[ages_from:]),
+            "ages": self.inner.since(ages_from),
         }
 
 

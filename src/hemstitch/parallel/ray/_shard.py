@@ -160,7 +160,7 @@ class ServerShard:
     def status(self, ages_from: int = 0, outer_from: int = 0) -> dict[str, Any]:
         """What has happened; ages only from the given ones on."""
         return {**self.ledger.summary(ages_from), "version": self.server.version, "lost": self._lost,
-                "outer": (self._outer.updates[outer_from:], self._outer.seconds[outer_from:]), "pid": os.getpid()}
+                "outer": self._outer.since(outer_from), "pid": os.getpid()}
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 

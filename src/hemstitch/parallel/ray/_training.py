@@ -98,7 +98,7 @@ class AsynchronousTraining:
         num_decoders: processes that decode; 0: as many as there are processes with replicas.
         num_shards: of the server.
         evaluate: parameters -> values, called in a process of its own.
-        renew: called with what `renew` is given, in each process with replicas.
+        renew: called with what `renew` is given, in each process with replicas, in decoders, and where is evaluated.
         address: of a running cluster; empty: start one here, for as long as this lasts.
         folder: for snapshots; seen by all machines. Empty: a temporary one.
         snapshot_every: most updates that the death of a shard may undo.
@@ -272,10 +272,12 @@ class AsynchronousTraining:
         self._server.reset(parameters.detach().cpu())
 
     def renew(self, news: Any) -> None:
-        """Call ``renew(news)`` in every process, before its next gradient."""
+        """Call ``renew(news)`` in every process, before its next gradient, decoding or evaluation."""
         self._news = (news,)
         for crew in self._crews:
             crew.call("renew", news)
+        for other in self._others:
+            self._give_news(other.handle)
 
     def report(self) -> RealReport:
         """What has happened so far, as far as known here; `watch` brings news."""
@@ -336,8 +338,13 @@ class AsynchronousTraining:
     def _other(self, host: type, name: str, threads: int) -> Any:
         actor = self._ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0, concurrency_groups={"signs": 1})(host)
         handle = actor.remote(str(self._folder), self._server.names, threads)
-        self._others.append(Attendant(self._ray, handle, name, self.patience, self._tell))
+        self._others.append(Attendant(self._ray, handle, name, self.patience, self._tell,
+                                      lambda: self._give_news(handle)))
         return handle
+
+    def _give_news(self, handle: Any) -> None:
+        if self._news:
+            handle.renew.remote(*self._news)
 
     def _start_crew(self, workers: list[int], layout: Layout, fetch_every: int, decoders: list[Any],
                     threads: int) -> None:
@@ -346,8 +353,7 @@ class AsynchronousTraining:
 
         def start() -> Any:
             handle = actor.remote(str(self._folder), self._server.names, layout, workers, fetch_every, mine, threads)
-            if self._news:
-                handle.renew.remote(*self._news)
+            self._give_news(handle)
             return handle
 
         self._crews.append(Crew(self._ray, start, workers, self.patience, self._tell))

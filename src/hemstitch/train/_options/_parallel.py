@@ -152,10 +152,35 @@ class Asynchronous:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replicas(Asynchronous):
-    """Asynchronous training for real: replicas are processes, launched by Ray on this machine or on a cluster.
+class Decoders:
+    """Decoders of asynchronous replicas, where batches are frames of utterances (criterion.unit = "frame").
+
+    Each replica has one with parameters of its own age, which computes the outer gradients of whole utterances ahead.
 
     Attributes:
+        decoder_fetch_seconds: a decoder keeps its parameters at least so long; 0: new ones for every utterance.
+        decoder_fetch_synchronous: all decoders take new ones at the same moments.
+        lookahead: utterances decoded ahead of need.
+    """
+
+    decoder_fetch_seconds: float = 0.0
+    decoder_fetch_synchronous: bool = False
+    lookahead: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.lookahead >= 1, f"lookahead must be at least 1, got {self.lookahead}")
+        require(self.decoder_fetch_seconds > 0 or not self.decoder_fetch_synchronous,
+                "decoder_fetch_synchronous needs decoder_fetch_seconds > 0")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicas(Asynchronous, Decoders):
+    """Asynchronous training for real: replicas are processes, launched by Ray on this machine or on a cluster.
+
+    With frames of utterances as batches (criterion.unit = "frame") decoders are processes as well.
+
+    Attributes:
+        decoders: processes that decode, if any do; 0: as many as processes with replicas.
         processes: in which the replicas live, several in each; 0: one per processor, on a cluster one per replica.
         address: of a running Ray cluster, such as 10.0.0.1:6379; "": none is needed, this machine alone.
         folder: for the server's snapshots, on a cluster on storage that all machines see; "": a temporary one.
@@ -163,6 +188,7 @@ class Replicas(Asynchronous):
         patience: seconds without a sign of life after which a process is replaced.
     """
 
+    decoders: int = 0
     processes: int = 0
     address: str = ""
     folder: str = ""
@@ -170,39 +196,29 @@ class Replicas(Asynchronous):
     patience: float = 30.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.processes >= 0, f"processes must be at least 0, got {self.processes}")
+        Asynchronous.__post_init__(self)
+        Decoders.__post_init__(self)
+        at_least(0, self, "processes", "decoders")
         require(self.snapshot_every >= 1, f"snapshot_every must be at least 1, got {self.snapshot_every}")
         require(self.patience > 0, f"patience must be > 0 seconds, got {self.patience}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatedAsynchronous(Asynchronous, SimulatedCluster):
+class SimulatedAsynchronous(Asynchronous, Decoders, SimulatedCluster):
     """Asynchronous training on a simulated clock: gradients are computed here, the cluster decides their order.
-
-    With frames of utterances as batches (criterion.unit = "frame") each replica has a decoder with parameters of its
-    own age, which computes the outer gradients of whole utterances ahead.
 
     Attributes:
         failure_seconds: mean time until a replica dies; 0: never.
         restart_seconds: until it is back.
         decode_seconds: mean duration of decoding one utterance.
         server_bandwidth: bytes per second through a server shard's link; 0: unlimited.
-        decoder_fetch_seconds: a decoder keeps its parameters at least so long; 0: new ones for every utterance.
-        decoder_fetch_synchronous: all decoders take new ones at the same moments.
-        lookahead: utterances decoded ahead of need.
     """
 
     failure_seconds: float = 0.0
     restart_seconds: float = 10.0
     decode_seconds: float = 0.0
     server_bandwidth: float = 0.0
-    decoder_fetch_seconds: float = 0.0
-    decoder_fetch_synchronous: bool = False
-    lookahead: int = 1
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.lookahead >= 1, f"lookahead must be at least 1, got {self.lookahead}")
-        require(self.decoder_fetch_seconds > 0 or not self.decoder_fetch_synchronous,
-                "decoder_fetch_synchronous needs decoder_fetch_seconds > 0")  # fmt: skip
+        Asynchronous.__post_init__(self)
+        Decoders.__post_init__(self)
