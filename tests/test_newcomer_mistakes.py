@@ -15,6 +15,9 @@ FILES = {
     "section.toml": 'extends = "demo"\n[optimizer]\nlr = 1\n',
     "orphan.toml": 'extends = "an5"\n',
     "itself.toml": 'extends = "itself"\n',
+    "one.toml": 'extends = "other"\n',
+    "other.toml": 'extends = "one"\n',
+    "damaged/decode/test.jsonl": "{}\n",
     "here.toml": 'extends = "demo"\n',
     "words.txt": "one two\none three\n",
     "sound.wav": "this is no sound",
@@ -89,6 +92,9 @@ MISTAKES = [
     ("decode damaged --decode.beam", "--decode.beam needs a value"),
     ("score nowhere words.txt", "utterance id, then the words"),
     ("score words.txt", "words.txt"),
+    ("score damaged", "test.jsonl: damaged (KeyError"),
+    ("train one.toml", "the recipe extends itself by way of others"),
+    ("plan demo --parallel.kind simulated-async --workers 0", "expected --workers of 1 and more"),
     ("score words.txt words.txt", "words.txt:2: utterance 'one' appears twice"),
     ("sweep demo", "--over"),
     ("sweep demo --over update.lr=0.1 --seeds 1,1", "give each once"),
@@ -111,7 +117,7 @@ def test_a_mistake_is_answered(
     line: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     try:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from hemstitch.commands._speech import row_shift
-from hemstitch.errors import ConfigError
+from hemstitch.errors import ConfigError, RunError
 from hemstitch.speech import DecodeOptions, LatticeDecoder, Recognised, write_slf
+from hemstitch.train._config import read_overrides
 from hemstitch.train._run_folder import RunFolder
 from hemstitch.train._speech_data import in_threads
 
@@ -67,6 +69,18 @@ class Details:
 
 
 NOTHING = Details()
+
+
+def decode_settings(command: str, settings: Sequence[str]) -> dict[str, Any]:
+    """``--decode.NAME VALUE`` pairs of a command that uses a trained run.
+
+    Raises:
+        RunError: other settings, which are fixed by the run.
+    """
+    found = {key: value for key, (value, _) in read_overrides(settings).items()}
+    if foreign := [key for key in found if not key.startswith(("decode.", "train.device", "train.threads"))]:
+        raise RunError(f"{command} takes only --decode.* settings, got --{foreign[0]}: the rest is fixed by the run.")
+    return found
 
 
 def search_options(recipe: Any, acoustic_scale: float, word_penalty: float) -> DecodeOptions:

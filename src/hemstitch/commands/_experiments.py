@@ -61,7 +61,7 @@ def run_cross_validation(
 ) -> int:  # fmt: skip
     """Compare methods on the same folds."""
     methods = [_method(name, settings) for name in names]
-    out = out or Path("runs") / "-".join(["compare", *(method.name for method in methods)])
+    out = out or Path("runs") / folder_name("-".join(["compare", *(method.name for method in methods)]))
     try:
         found = cross_validate(methods, folds=folds, seeds=_seeds(seeds), fold_seed=fold_seed, out=out,
                                official=official, console=Console(quiet=quiet))  # fmt: skip

@@ -55,6 +55,8 @@ def show_plan(
         raise ConfigError(f"parallel.kind = {recipe.kinds['parallel']!r} describes no cluster: give --parallel.kind "
                           "simulated-async or virtual-averaging, and what is known of the cluster, such as "
                           "--parallel.compute_seconds 0.2 --parallel.bandwidth 1e9")  # fmt: skip
+    if min([samples, parameters, prices.worker, prices.server, *(count - 1 for count in workers)]) < 0:
+        raise ConfigError("expected --workers of 1 and more, and samples, parameters and prices of 0 and more")
     work = Work(samples, parameters) if samples and parameters else measured(recipe, samples, parameters)
     own = options.replicas if isinstance(options, o.SimulatedAsynchronous) else options.workers
     is_async = isinstance(options, o.SimulatedAsynchronous)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hemstitch.commands._details import decode_settings, search_options
 from hemstitch.commands._speech import load_speech_run
 from hemstitch.commands._transcribe import _scales
 from hemstitch.errors import RunError
 from hemstitch.models import sentence_log_probabilities
-from hemstitch.speech import BestLists, Candidate, DecodeOptions, word_error_rate
+from hemstitch.speech import BestLists, Candidate, word_error_rate
 from hemstitch.speech import rescore as choose
 from hemstitch.train import Console, load_trained
-from hemstitch.train._config import read_overrides
 from hemstitch.train._speech_data import in_threads
 
 AT_ONCE = 256
@@ -98,18 +98,15 @@ def best_lists(run: Any, name: str, best: BestLists, offset: Any) -> Lists:
 def rescore(path: Path, model: Path, part: str, count: int, weights: Sequence[float], lattice_beam: float,
             settings: Sequence[str]) -> int:
     """Choose the weight that is best on dev, rescore a part with it; writes rescore/PART.jsonl."""
-    overrides = {key: value for key, (value, _) in read_overrides(settings).items()}
-    if foreign := [key for key in overrides if not key.startswith(("decode.", "train.device", "train.threads"))]:
-        raise RunError(f"rescore takes only --decode.* settings, got --{foreign[0]}: the rest is fixed by the run.")
+    overrides = decode_settings("rescore", settings)
     if not weights or not all(0 <= weight <= 1 for weight in weights):
         raise RunError("--weights must be numbers from 0 (the search's own best) to 1 (the new model alone), such as "
                        "0,0.25,0.5,0.75,1")
     run, folder = load_speech_run(path, overrides)
-    judge, task, options = Judge(model), run.task, run.task.recipe.decode
+    judge, task = Judge(model), run.task
     prior_scale, acoustic_scale, word_penalty = _scales(task, folder, overrides)
-    search = DecodeOptions(beam=options.beam, max_active=options.max_active, acoustic_scale=acoustic_scale,
-                           word_penalty=word_penalty)
-    arpa = task.language_model(options.language_model)
+    search = search_options(task.recipe, acoustic_scale, word_penalty)
+    arpa = task.language_model(task.recipe.decode.language_model)
     best = BestLists(task.graph_of(arpa), arpa, count, search, lattice_beam)
     lists = {name: best_lists(run, name, best, prior_scale * task.log_priors()) for name in {"dev", part}}
     judge.read({c.words for one in lists.values() for found in one.candidates.values() for c in found})

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hemstitch.commands._details import NOTHING, Details, add_details
+from hemstitch.commands._details import NOTHING, Details, add_details, decode_settings
 from hemstitch.errors import DataError, RunError
 from hemstitch.report import write_report
 from hemstitch.train import Console, Interrupted, load_trained
 from hemstitch.train import resume as resume_run
 from hemstitch.train import train as train_run
-from hemstitch.train._config import read_overrides
 from hemstitch.train._recipe_files import read
 from hemstitch.train._run_folder import read_json
 
@@ -71,11 +71,7 @@ def headline(result: dict[str, Any]) -> list[str]:
 
 def decode(path: Path, part: str, settings: Sequence[str], details: Details = NOTHING) -> int:
     """Recognise a part with the best network of a run."""
-    overrides = read_overrides(settings)
-    foreign = [key for key in overrides if not key.startswith(("decode.", "train.device", "train.threads"))]
-    if foreign:
-        raise RunError(f"decode takes only --decode.* settings, got --{foreign[0]}: the rest is fixed by the run.")
-    run, folder = load_trained(path, Console(), {key: value for key, (value, _) in overrides.items()})
+    run, folder = load_trained(path, Console(), decode_settings("decode", settings))
     if not hasattr(run.task, "decode"):
         raise RunError(f"{path} is not a speech run: there is nothing to decode.")
     result = run.task.decode(run.model, folder, (part,), run.console)
@@ -99,12 +95,14 @@ def score(reference: Path, hypothesis: Path | None) -> int:
 
 
 def _decoded(path: Path) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
-    import json
-
     found = {}
     for file in sorted((path / "decode").glob("*.jsonl")):
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        found[file.stem] = ({r["id"]: r["reference"] for r in rows}, {r["id"]: r["hypothesis"] for r in rows})
+        try:
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            found[file.stem] = tuple({str(r["id"]): str(r[side]) for r in rows} for side in ("reference", "hypothesis"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file}: damaged ({type(error).__name__}: {error}). `hemstitch decode {path} --part "
+                           f"{file.stem}` writes it anew.") from None
     if not found:
         raise RunError(f"{path}: no decoded words there. Give a run folder that was decoded, or two transcript files.")
     return found

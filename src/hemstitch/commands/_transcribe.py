@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hemstitch.commands._details import NOTHING, Details, search_options
+from hemstitch.commands._details import NOTHING, Details, decode_settings, search_options
 from hemstitch.commands._speech import load_speech_run
 from hemstitch.errors import DataError, HemstitchError, RunError
+from hemstitch.report import write_whole
 from hemstitch.sampling import FrameWindows
 from hemstitch.speech import (
     Corpus,
@@ -30,7 +31,6 @@ from hemstitch.speech import (
 )
 from hemstitch.speech._long_audio import cut_frames, join_pieces, level
 from hemstitch.speech._media import Unusable, own_rate, read_audio, require
-from hemstitch.train._config import read_overrides
 from hemstitch.train._run_folder import RESULT, RunFolder, read_json
 from hemstitch.train._speech import Search
 from hemstitch.train._speech_data import Part
@@ -98,10 +98,7 @@ class Transcriber:
 
     def __init__(self, path: Path, settings: Sequence[str] = (), longest: float = LONGEST, convert: bool = False,
                  details: Details = NOTHING):
-        overrides = {key: value for key, (value, _) in read_overrides(settings).items()}
-        if foreign := [k for k in overrides if not k.startswith(("decode.", "train.device", "train.threads"))]:
-            raise RunError(f"transcribe takes only --decode.* settings, got --{foreign[0]}: the rest is fixed by the "
-                           "run.")
+        overrides = decode_settings("transcribe", settings)
         scales = {f"decode.{name}" for name in Search.SETTINGS}
         overrides = {k: [v] if k in scales and not isinstance(v, list) else v for k, v in overrides.items()}
         self.run, folder = load_speech_run(path, overrides)
@@ -220,8 +217,7 @@ def _write(done: Sequence[Transcript], form: str, out: Path) -> None:
             write_textgrid(out / f"{transcript.file.stem}.TextGrid", {"words": transcript.words}, transcript.seconds)
     else:
         lines = [t.to_json() if form == "json" else f"{t.file.stem} {t.text}" for t in done]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_whole("".join(f"{line}\n" for line in lines), out)
 
 
 def _ctm(transcript: Transcript) -> str:

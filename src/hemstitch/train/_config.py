@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -26,8 +26,17 @@ Values = dict[str, tuple[Any, str]]
 """``section.field`` -> (raw value, origin)."""
 
 
-def read_recipe(path: Path, default_kinds: Collection[str] = ()) -> Values:
-    """Flatten a recipe file, the recipes it extends first; ``default_kinds``: see :func:`override`."""
+def read_recipe(path: Path, default_kinds: Collection[str] = (), above: Sequence[Path] = ()) -> Values:
+    """Flatten a recipe file, the recipes it extends first.
+
+    Args:
+        path: of the file.
+        default_kinds: see :func:`override`.
+        above: those that extend it.
+
+    Raises:
+        ConfigError: it cannot be read, or extends itself.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -44,9 +53,10 @@ def read_recipe(path: Path, default_kinds: Collection[str] = ()) -> Values:
         if not isinstance(parent, str):
             raise ConfigError(f"{path}: extends needs the name of a recipe file beside this one, got {parent!r}")
         base = _base_of(path, parent)
-        if base.resolve() == path.resolve():
-            raise ConfigError(f"{path}: the recipe extends itself")
-        values = read_recipe(base, default_kinds)
+        above = [*above, path.resolve()]
+        if base.resolve() in above:
+            raise ConfigError(f"{path}: the recipe extends itself{' by way of others' * (base.resolve() != above[-1])}")
+        values = read_recipe(base, default_kinds, above)
     own: Values = {}
     for key, value in content.items():
         if isinstance(value, dict):
@@ -177,7 +187,7 @@ def coerce(value: Any, hint: Any, key: str, origin: str) -> Any:
         if isinstance(value, str | Path):
             return Path(value)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value):
+        if abs(value) <= sys.float_info.max:
             return float(value)
         raise ConfigError(f"{key} = {value!r} ({origin}): expected a finite number")
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
