@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hemstitch.criteria import IGNORED
 from hemstitch.sampling import BatchSource, ShuffledEpochs
 from hemstitch.train._frames import FrameTask
-from hemstitch.train._pieces import Pieces, Stretches, chunks
+from hemstitch.train._pieces import Pieces, chunks
 from hemstitch.train._speech_data import Part
 from hemstitch.train._strategies import Batch
 
@@ -23,11 +23,9 @@ class ChunkTask(FrameTask):
     def bind(self, model: nn.Module) -> None:
         """Lay the frames out with the context that the model wants, and cut the chunks."""
         super().bind(model)
-        part = self.parts["train"]
-        frames, offsets = torch.from_numpy(part.frames).to(self.device), torch.from_numpy(part.offsets)
-        self.stretches = Stretches(frames, offsets, model.left_context, model.right_context)
-        self.pieces = chunks(offsets.diff(), self.recipe.criterion.chunk, 1)
-        self.counted = counted_rows(part, self.pieces)
+        self.stretches = self.stretches_of("train", model)
+        self.pieces = chunks(self.stretches.offsets.diff(), self.recipe.criterion.chunk, 1)
+        self.counted = counted_rows(self.parts["train"], self.pieces)
 
     def source(self, batch_size: int, seed: int) -> BatchSource[Batch]:
         """Shuffled chunks of the training part."""

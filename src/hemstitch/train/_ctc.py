@@ -6,7 +6,6 @@ A phone is one label, in the first pronunciation of each word; silence is the bl
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,9 +20,9 @@ from hemstitch.sampling import BatchSource, EqualLengthEpochs
 from hemstitch.speech import DecodingGraph, LanguageModel, Topology, decoding_graph, training_graph, with_blanks
 from hemstitch.speech._topology import phone_numbers
 from hemstitch.train._console import Console
-from hemstitch.train._pieces import Pieces, Stretches, whole_utterances
+from hemstitch.train._pieces import Pieces, whole_utterances
 from hemstitch.train._recipe import Recipe
-from hemstitch.train._speech import SpeechTask, part_outputs
+from hemstitch.train._speech import SpeechTask, mean_objective, part_outputs
 from hemstitch.train._speech_data import Part
 from hemstitch.train._strategies import Batch
 
@@ -84,12 +83,9 @@ class CtcTask(SpeechTask):
     def bind(self, model: nn.Module) -> None:
         """Lay the frames out with the context that the model wants."""
         super().bind(model)
-        self.subsampling, self.pieces, self.stretches = model.subsampling, {}, {}
-        for name in ("train", "dev"):
-            part = self.parts[name]
-            frames, offsets = torch.from_numpy(part.frames).to(self.device), torch.from_numpy(part.offsets)
-            self.pieces[name] = whole_utterances(offsets.diff(), self.recipe.criterion.length_step)
-            self.stretches[name] = Stretches(frames, offsets, model.left_context, model.right_context)
+        self.subsampling, step = model.subsampling, self.recipe.criterion.length_step
+        self.stretches = {name: self.stretches_of(name, model) for name in ("train", "dev")}
+        self.pieces = {name: whole_utterances(s.offsets.diff(), step) for name, s in self.stretches.items()}
 
     def criterion(self, outputs: Tensor, targets: Labels) -> Any:
         """The objective of a batch."""
@@ -116,24 +112,4 @@ class CtcTask(SpeechTask):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Mean loss per output frame on the dev part, and the share of utterances left out."""
         stream = EqualLengthEpochs(self.pieces["dev"].frames, self.recipe.train.batch_size)
-        collate, loss, weight, skipped = self.collate("dev"), 0.0, 0.0, 0
-        model.eval()
-        with torch.no_grad():
-            for _ in range(stream.batches_per_epoch):
-                batch = collate(stream.next())
-                objective = self.criterion(model(batch.inputs), batch.targets)
-                loss, weight = loss + float(objective.loss), weight + objective.weight
-                skipped += objective.skipped
-        model.train()
-        return {"loss": loss / weight if weight else math.nan, "skipped": skipped / stream.num_items}
-
-    def after_epoch(self, epoch: int, model: nn.Module) -> list[tuple[str, str]]:
-        """Nothing to renew: there is no alignment."""
-        return []
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing changes."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        return mean_objective(model, self.criterion, stream, self.collate("dev"))

@@ -17,6 +17,7 @@ from hemstitch.train._config import override, read_recipe
 from hemstitch.train._console import Console
 from hemstitch.train._recipe import DEFAULT_KINDS, Recipe, resolve
 from hemstitch.train._recipe_files import find_recipe
+from hemstitch.train._run_folder import CONFIG
 
 STARTS = Path("runs") / "starts"
 SHARED = ("data.", "seed", "train.device", "train.threads")
@@ -67,7 +68,7 @@ def with_first_stage(recipe: Recipe, console: Console, train: Callable, resume: 
         return recipe
     first, path = first_stage(recipe), second.start.run
     console.say(f"first stage: {first.name} in {path}")
-    if (path / "config.json").exists():
+    if (path / CONFIG).exists():
         resume(path, console)
     else:
         train(first, path, console)

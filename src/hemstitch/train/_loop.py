@@ -293,17 +293,8 @@ class Loop:
     def event(self, kind: str, message: str, level: str = "info") -> None:
         """Append to events.jsonl and tell the user."""
         self.tick()
-        self.folder.events.append(
-            [
-                {
-                    "wall_seconds": round(self.progress.wall, 3),
-                    "step": self.progress.step,
-                    "level": level,
-                    "kind": kind,
-                    "message": message,
-                }
-            ]
-        )
+        now = {"wall_seconds": round(self.progress.wall, 3), "step": self.progress.step}
+        self.folder.events.append([{**now, "level": level, "kind": kind, "message": message}])
         self.console.event(level, message)
 
     def save(self) -> None:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +29,9 @@ from hemstitch.train._loop import Interrupted, Loop, Watch
 from hemstitch.train._recipe import Recipe, restore_recipe
 from hemstitch.train._run_folder import METRICS, JsonLines, RunFolder
 from hemstitch.train._workers import gather
+
+if TYPE_CHECKING:
+    from hemstitch.parallel.ray import RayWorkers
 
 STOP = "hemstitch/stop"         # key in the workers' store
 POLL_SECONDS = 0.2
@@ -148,7 +151,7 @@ def supervise(run: Run, folder: RunFolder, loop: Loop, watch: Watch | None) -> N
         raise Interrupted
 
 
-def launched(recipe: Recipe, args: tuple[Any, ...]) -> Any:
+def launched(recipe: Recipe, args: tuple[Any, ...]) -> LocalWorkers | RayWorkers:
     """The workers, started in the way that the recipe says."""
     options, threads = recipe.parallel, recipe.train.threads
     if options.launcher == "ray":
@@ -177,7 +180,7 @@ def work(reducer: ProcessGroupReducer, path: str, quiet: bool) -> dict[str, str]
     return {"status": "finished"}
 
 
-def _results(workers: Any) -> list[dict[str, str]] | None:
+def _results(workers: LocalWorkers | RayWorkers) -> list[dict[str, str]] | None:
     try:
         return workers.results(timeout=POLL_SECONDS, tolerate_losses=True)
     except TimeoutError:
@@ -201,7 +204,7 @@ def _new_looks(folder: RunFolder, epochs: int) -> Iterator[list[tuple[float, dic
 
 
 @contextmanager
-def _forwarded_signals(workers: Any) -> Iterator[None]:
+def _forwarded_signals(workers: LocalWorkers | RayWorkers) -> Iterator[None]:
     """Tell the workers to stop at the next average when this process is asked to; a second time ends them at once."""
 
     def stop(number: int, frame: Any) -> None:

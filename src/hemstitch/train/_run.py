@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from hemstitch.train._processes import common_folder, joined, starts_workers, su
 from hemstitch.train._recipe import Recipe, restore_recipe
 from hemstitch.train._run_folder import RESULT, RunFolder, next_run_path, read_json
 from hemstitch.train._workers import own_random_numbers
-
-Reporter = Callable[[Path], Path]
 
 
 def train(recipe: Recipe, path: Path | None = None, console: Console | None = None, watch: Watch | None = None) -> Path:

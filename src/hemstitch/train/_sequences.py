@@ -9,7 +9,6 @@ References: Povey et al., "Purely sequence-trained neural networks for ASR based
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +34,10 @@ from hemstitch.train._numerators import (
     shuffled_words,
 )
 from hemstitch.train._options import LatticeFreeMmi
-from hemstitch.train._pieces import Pieces, Stretches, chunks, whole_utterances
+from hemstitch.train._pieces import Pieces, chunks, whole_utterances
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._run_folder import RunFolder
-from hemstitch.train._speech import SpeechTask, first_head, make_topology, part_outputs
+from hemstitch.train._speech import SpeechTask, make_topology, mean_objective, part_outputs
 from hemstitch.train._speech_data import Part
 from hemstitch.train._start import FormerRun
 from hemstitch.train._strategies import Batch
@@ -178,12 +177,6 @@ class LatticeFreeTask(SpeechTask):
             return chunks(lengths, options.chunk, self.subsampling)
         return whole_utterances(lengths, options.length_step)
 
-    def stretches_of(self, name: str, model: nn.Module) -> Stretches:
-        """The frames of a part."""
-        part = self.parts[name]
-        frames, offsets = torch.from_numpy(part.frames).to(self.device), torch.from_numpy(part.offsets)
-        return Stretches(frames, offsets, model.left_context, model.right_context)
-
     def make_numerators(self, name: str) -> Numerators:
         """What makes the numerators of a part, with the normalisation graph's weights."""
         normalisation, options = normalisation_graph(self.denominator), self.recipe.criterion
@@ -269,16 +262,7 @@ class LatticeFreeTask(SpeechTask):
     def evaluate(self, model: nn.Module, part: str = "dev") -> dict[str, float]:
         """Mean objective per frame on a part, to be minimised; and the share of items left out."""
         stream = EqualLengthEpochs(self.pieces[part].frames, self.recipe.train.batch_size)
-        collate, loss, weight, skipped = self.collate(part), 0.0, 0.0, 0
-        model.eval()
-        with torch.no_grad():
-            for _ in range(stream.batches_per_epoch):
-                batch = collate(stream.next())
-                objective = self.criterion(first_head(model(batch.inputs)), batch.targets)
-                loss, weight = loss + float(objective.loss), weight + objective.weight
-                skipped += objective.skipped
-        model.train()
-        return {"loss": loss / weight if weight else math.nan, "skipped": skipped / stream.num_items}
+        return mean_objective(model, self.criterion, stream, self.collate(part))
 
     def decode(self, model: nn.Module, folder: RunFolder, parts: Sequence[str], console: Console) -> dict[str, Any]:
         """Recognise parts with the settings that are best on dev; writes decode/PART.jsonl."""
@@ -288,21 +272,10 @@ class LatticeFreeTask(SpeechTask):
                                      "be searched at a scale of about 1, and recognise badly far from it")
         return super().decode(model, folder, parts, console)
 
-    def after_epoch(self, epoch: int, model: nn.Module) -> list[tuple[str, str]]:
-        """Nothing to renew: alignments stay."""
-        return []
-
     def facts(self) -> dict[str, Any]:
         """What `--dry-run` shows of the data."""
         graph = f"{self.denominator.num_states} states, {self.denominator.num_arcs} arcs"
         return super().facts() | {"denominator graph": graph, "training items": len(self.pieces["train"].utterance)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing changes."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 def _check(recipe: Recipe) -> None:

@@ -7,8 +7,9 @@ utterances in ``_sequences.py``) -> beam search -> word error rate.
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hemstitch.graphs import Graph
-from hemstitch.sampling import FrameWindows
+from hemstitch.sampling import EqualLengthEpochs, FrameWindows
 from hemstitch.speech import (
     Alignment,
     Corpus,
@@ -42,10 +43,12 @@ from hemstitch.train._console import Console
 from hemstitch.train._corpora import open_corpus
 from hemstitch.train._language_models import language_model
 from hemstitch.train._options import Decoding, Hmm, SpeechData
+from hemstitch.train._pieces import Stretches
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._run_folder import RunFolder
 from hemstitch.train._speech_data import Part, in_threads, recognised_part, supervised_part, words_of
 from hemstitch.train._speech_inputs import Inputs, with_copies
+from hemstitch.train._strategies import Batch
 
 
 class SpeechTask:
@@ -149,6 +152,23 @@ class SpeechTask:
         for part in self.parts.values():
             windows = FrameWindows(part.frames, part.offsets, model.left_context, model.right_context)
             part.windows = windows.to(self.device)
+
+    def stretches_of(self, name: str, model: nn.Module) -> Stretches:
+        """The frames of a part, to be cut with the context that the model wants."""
+        part = self.parts[name]
+        frames, offsets = torch.from_numpy(part.frames).to(self.device), torch.from_numpy(part.offsets)
+        return Stretches(frames, offsets, model.left_context, model.right_context)
+
+    def after_epoch(self, epoch: int, model: nn.Module) -> list[tuple[str, str]]:
+        """Nothing to renew, where there is no alignment or it stays."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing changes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
     # -- recognition -------------------------------------------------------------------------------------------------
 
@@ -304,6 +324,25 @@ def part_outputs(model: nn.Module, part: Part, shifts: int = 1) -> tuple[Tensor,
                    for i in range(len(part.utterances))]  # fmt: skip
     model.train()
     return torch.cat(outputs), np.concatenate([[0], np.cumsum([len(o) for o in outputs])])
+
+
+def mean_objective(
+    model: nn.Module, criterion: Callable[..., Any], stream: EqualLengthEpochs, collate: Callable[[Tensor], Batch]
+) -> dict[str, float]:
+    """Mean objective per output frame in one epoch of a stream, to be minimised; and the share of items left out.
+
+    The model is left in training mode.
+    """
+    loss, weight, skipped = 0.0, 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for _ in range(stream.batches_per_epoch):
+            batch = collate(stream.next())
+            objective = criterion(first_head(model(batch.inputs)), batch.targets)
+            loss, weight = loss + float(objective.loss), weight + objective.weight
+            skipped += objective.skipped
+    model.train()
+    return {"loss": loss / weight if weight else math.nan, "skipped": skipped / stream.num_items}
 
 
 def shifted(frames: Tensor, shifts: int) -> Tensor:

@@ -9,13 +9,12 @@ shards dealt out among them: its death costs at most one run of conjugate gradie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hemstitch.comm import MemberLost, Reducer
+from hemstitch.comm import Reducer
 from hemstitch.criteria import CurvedCriterion
 from hemstitch.curvature import ProgressTest
 from hemstitch.errors import ConfigError
@@ -25,6 +24,7 @@ from hemstitch.train import _options as o
 from hemstitch.train._hessian_free_data import HessianFreeData
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._strategies import Batch, StepReport
+from hemstitch.train._workers import insist, sum_values
 
 
 class KnownLoss:
@@ -72,9 +72,10 @@ class HessianFreeSteps:
     def step(self, source: BatchSource[Batch]) -> StepReport:
         """Draw samples, take a truncated Newton step or refuse it; only a loss that is not finite is no step."""
         sizes = {role: self.data.num_items(role) for role in self.data.units}
-        self._insist(lambda: self._attempt(source))
+        reducer = self.optimizer.reducer
+        insist(lambda: self._attempt(source), reducer)
         own = self.errors or 0.0, float(self.errors is not None), float(self.is_asked_to_stop())
-        errors, counted, stop = self._told(own)
+        errors, counted, stop = sum_values(reducer, own)
         self._told_to_stop = stop > 0
         source.indices.position = 1
         report = self.optimizer.report()
@@ -116,22 +117,6 @@ class HessianFreeSteps:
     def _attempt(self, source: BatchSource[Batch]) -> None:
         self.errors = None
         self.optimizer.step(lambda role: self.micro_batches(role, source))
-
-    def _told(self, values: Sequence[float]) -> list[float]:
-        """The sums over the workers."""
-        line = torch.tensor(values, dtype=torch.float64)
-        self._insist(lambda: self.optimizer.reducer.sum_(line))
-        return line.tolist()
-
-    def _insist(self, attempt: Callable[[], Any]) -> None:
-        """Repeat with the survivors what a lost worker has broken; parameters and state are those of before."""
-        while True:
-            try:
-                attempt()
-                return
-            except MemberLost as lost:
-                if self.optimizer.reducer.generation == lost.generation:  # no new group was formed
-                    raise
 
     def _tell(self, role: str, count: int) -> None:
         if self.watch is not None:
