@@ -217,11 +217,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a damaged one is an error that names it."""
+    """Read a JSON file that holds an object; a damaged one is an error that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RunError(f"{path}: cannot be read as JSON ({error}). Was the run killed while it was created?") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: damaged: expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 def _step_of(path: Path) -> int:
