@@ -113,6 +113,26 @@ def test_without_its_denominator_it_is_scaled_cross_entropy(speech):
     assert float(objective.loss.detach()) == pytest.approx(0.5 * float(sum(losses).detach()), rel=1e-5)
 
 
+@pytest.mark.parametrize("silence", ["false", "true"], ids=["", "silence as it is"])
+def test_without_its_denominator_frames_have_the_gradient_of_the_moment(speech, silence):
+    run = build_run(settings(speech, "mmi", *FRAMES, "--criterion.denominator", "false", "--criterion.tolerance", "0",
+                             "--criterion.smoothing", "0.2", "--criterion.fix_silence", silence), QUIET)
+    batch = run.source.select(torch.arange(3))
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.mul_(1.5)  # far from where the frames were loaded
+    outputs = run.model(batch.inputs)[:, 0].detach().requires_grad_()
+    objective = run.task.criterion(outputs[:, None], batch.targets)
+    objective.loss.backward()
+    frames = batch.targets[0].frames
+    targets = run.task.parts["train"].targets[frames].long()
+    expected = 0.6 * (outputs.detach().softmax(1) - torch.nn.functional.one_hot(targets, outputs.shape[1]))
+    expected[:, list(run.task.objective.options.fixed_pdfs)] = 0.0
+    torch.testing.assert_close(outputs.grad, expected)
+    loss = 0.6 * float(torch.nn.functional.cross_entropy(outputs.detach(), targets, reduction="sum"))
+    assert float(objective.loss.detach()) == pytest.approx(loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("realign", ["once", "epoch", "on-the-fly"])
 def test_transcripts_are_aligned_anew_when_asked(speech, tmp_path, realign):
     run = build_run(settings(speech, "mmi", "--criterion.realign", realign), QUIET)

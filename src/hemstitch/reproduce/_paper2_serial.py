@@ -102,7 +102,7 @@ def end_rows(results: Results, paper: Mapping[str, str]) -> list[Row]:
                      paper=paper.get(name, ""), percent=True),
                  Row(quantity=f"{name}: held-out word error rate, unigram, from {run['wer'][0]:.2%} to",
                      ours=run["wer"][-1], percent=True),
-                 Row(quantity=f"{name}: held-out criterion per frame, from {run['loss'][0]:.4f} to",
+                 Row(quantity=f"{name}: held-out criterion per frame, from {run['loss'][0] or math.nan:.4f} to",
                      ours=run["loss"][-1])]  # fmt: skip
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hemstitch.criteria import FrameAccuracy, LatticeCriterion, LatticeMBR, LatticeMMI, LatticeOptions
@@ -45,8 +46,26 @@ def make_criterion(recipe: Recipe, topology: Topology, graph: Graph, priors: Ten
 class WithoutDenominator(LatticeMMI):
     """Cross-entropy in the place of MMI: the softmax is the only competitor. A control of paper 2, section 4.2.
 
-    Lattices, alignments and batches are those of MMI, and so is the scale of the gradient.
+    Alignments and batches are those of MMI, and so is the scale of the gradient. Frames need no old gradient: the
+    transcript's part is linear in the outputs, the softmax is that of the moment,
+
+        loss(a) = w (log sum exp a - a[reference])        w = (1 - h) kappa + h, with smoothing h
     """
+
+    def linear_part(self, reference: np.ndarray | None, num_frames: int) -> tuple[Tensor, Tensor]:
+        """(frame, pdf) -w where the reference is, and (frame,) w; zeros where there is no reference."""
+        h, slope = self.options.smoothing, torch.zeros(num_frames, len(self.log_priors))
+        if reference is None:
+            return slope, slope.new_zeros(num_frames)
+        weight = (1 - h) * self.options.acoustic_scale + h
+        slope[torch.arange(num_frames), torch.from_numpy(reference).long()] = -weight
+        return slope, slope.new_full((num_frames,), weight)
+
+    def frames_loss(self, outputs: Tensor, slope: Tensor, weight: Tensor) -> Tensor:
+        """The sum over frames; outputs that are to stay as they are get no gradient."""
+        fixed = torch.tensor(self.options.fixed_pdfs, dtype=torch.int64, device=outputs.device)
+        outputs = outputs.index_copy(1, fixed, outputs[:, fixed].detach())
+        return ((slope * outputs).sum(1) + weight * outputs.logsumexp(1)).double().sum()
 
     def utterance(self, outputs, reference, lattice=None):  # type: ignore[no-untyped-def]
         """kappa times the frame cross-entropy."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from hemstitch.speech import DecodingGraph, align, decoding_graph
 from hemstitch.train import _options as o
 from hemstitch.train._console import Console
 from hemstitch.train._frames import FrameTask
-from hemstitch.train._lattice_criteria import check_combination, make_criterion
+from hemstitch.train._lattice_criteria import WithoutDenominator, check_combination, make_criterion
 from hemstitch.train._outer_frames import Loaded, OuterFrames, OuterRows
 from hemstitch.train._recipe import Recipe
 from hemstitch.train._speech import part_outputs
@@ -121,6 +121,9 @@ class LatticeTask(FrameTask):
                                     extra=found.extra, reasons=found.reasons)
         rows, extra = targets
         now = outputs[:, 0]
+        if isinstance(self.objective, WithoutDenominator):
+            value = self.objective.frames_loss(now, rows.derivative, rows.strength)
+            return RowsObjective(value + self.distance() * len(rows), float(len(rows)), extra)
         at = rows.at if rows.at.shape[1] else now.detach()  # the tangent's slope does not depend on it
         function = AuxiliaryFunction(derivative=rows.derivative, at=at, loss=float(rows.loss.sum()),
                                      strength=rows.strength)  # fmt: skip
@@ -203,6 +206,9 @@ class LatticeTask(FrameTask):
             strength = bound_strength(criterion, lengths).float()
         rows = [outer_rows(int(part.offsets[i]), each, outputs[i], float(each_strength))
                 for i, each, each_strength in zip(indices, found, strength)]
+        if isinstance(criterion, WithoutDenominator):
+            rows = [control_rows(criterion, int(part.offsets[i]), each, reference)
+                    for i, each, reference in zip(indices, found, references)]
         frames = int(lengths.sum())
         extra = {
             "sequence_loss": sum(each.loss for each in found) / frames,
@@ -308,6 +314,16 @@ def outer_rows(first: int, found: UtteranceGradient, outputs: Tensor, strength: 
         loss=torch.full((len(kept),), found.loss / len(kept)),
         strength=torch.full((len(kept),), strength),
     )
+
+
+def control_rows(
+    criterion: WithoutDenominator, first: int, found: UtteranceGradient, reference: np.ndarray | None
+) -> OuterRows:
+    """The same frames for the control without a denominator, whose gradient is that of the moment of use."""
+    slope, weight = criterion.linear_part(reference, len(found.cancelled))
+    rows = outer_rows(first, found, slope, 0.0)
+    kept = rows.frames - first
+    return replace(rows, derivative=slope[kept], strength=weight[kept])
 
 
 def prolonged(frames: Tensor, length: int) -> Tensor:

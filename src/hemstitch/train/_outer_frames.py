@@ -32,7 +32,8 @@ class OuterRows:
         derivative: (row, pdf) of the loss by the outputs.
         at: (row, pdf) the outputs where it was computed; (row, 0) where that is not needed.
         loss: (row,) share of the loss of the utterance.
-        strength: (row,) see :class:`hemstitch.criteria.AuxiliaryFunction`; 0 for the tangent.
+        strength: (row,) see :class:`hemstitch.criteria.AuxiliaryFunction`; 0 for the tangent. Without a denominator the
+            weight of the softmax.
     """
 
     frames: Tensor
@@ -150,15 +151,24 @@ class OuterFrames:
     def _queue(self) -> OuterRows:
         """The next frames of one queue."""
         everything, size = self.shuffling == "full", self.batch_size
-        while self._cursor < len(self.lengths) and (everything or sum(map(len, self._slots)) < size):
+        while self._cursor < len(self.lengths) and (everything or self._num_left() < size):
             self._open(len(self.lengths) if everything else len(self._slots) + 1)
-        rows = OuterRows.joined(self._slots)
         if everything and not self._mixed:
-            rows = rows.take(torch.randperm(len(rows), generator=generator(self.seed, self.epoch, 1)))
-            self._mixed = True
-        rest = rows.take(slice(size, None))
-        self._slots, self._used = ([rest], [0]) if len(rest) else ([], [])
-        return rows.take(slice(0, size))
+            rows = OuterRows.joined(self._slots)
+            order = torch.randperm(len(rows), generator=generator(self.seed, self.epoch, 1))
+            self._slots, self._used, self._mixed = [rows.take(order)], [0], True
+        pieces: list[OuterRows] = []
+        while size > 0 and self._slots:
+            first, last = self._used[0], min(self._used[0] + size, len(self._slots[0]))
+            pieces.append(self._slots[0].take(slice(first, last)))
+            size -= last - first
+            self._used[0] = last
+            if last == len(self._slots[0]):
+                del self._slots[0], self._used[0]
+        return OuterRows.joined(pieces)
+
+    def _num_left(self) -> int:
+        return sum(map(len, self._slots)) - sum(self._used)
 
     def _open(self, num_slots: int) -> None:
         """Load utterances until so many slots are open, or there are no more."""
