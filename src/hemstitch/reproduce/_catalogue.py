@@ -15,6 +15,7 @@ MODULES: tuple[str, ...] = (
     "_paper3_autoencoder",
     "_paper3_sequence",
     "_paper1_backstitch",
+    "_paper1_cross_entropy",
     "_paper1_lfmmi",
     "_paper1_bias",
     "_paper1_variants",
