@@ -10,6 +10,7 @@ from torch import nn
 
 from hemstitch.errors import ConfigError, MisuseError
 from hemstitch.optim import SGD, Backstitch, NaturalGradient, component_groups
+from hemstitch.optim._displacements import displace
 from hemstitch.testing import OptimizerContract, quadratic, tiny_convnet, tiny_mlp
 
 # -- the contract ----------------------------------------------------------------------------------------------
@@ -280,6 +281,37 @@ def test_step_of_torch_optimizers_is_proportional_to_the_learning_rate(name):
         state = [t.clone() for own in copied.state.values() for t in own.values() if isinstance(t, torch.Tensor)]
         moves.append(torch.cat([t.reshape(-1).double() for t in state]) if state else torch.zeros(1))
     torch.testing.assert_close(moves[2:], moves[:2])
+
+
+THROWN_AWAY = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "dampening": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5),
+    "Nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, betas=(0.8, 0.9)),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, eps=0.1),
+    "maximize": lambda p: torch.optim.AdamW(p, lr=0.001, maximize=True),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", THROWN_AWAY)
+def test_step_from_state_that_is_only_read_is_the_step_on_a_copy(name, reverse, monkeypatch):
+    """Five pairs, from the first step on; those with options that are not known are made on a copy."""
+    ends, done = [], []
+    for known in (True, False):
+        problem, optimizer = build(inner=lambda m: THROWN_AWAY[name](m.parameters()), interval=1, phase=0,
+                                   reverse=reverse)
+        if not known:
+            monkeypatch.setattr("hemstitch.optim._moves.displace", lambda *_: False)
+        else:
+            monkeypatch.setattr("hemstitch.optim._moves.displace", lambda *a: done.append(displace(*a)) or done[-1])
+        by_closure(problem, optimizer, 5)
+        ends += [flat(problem), copy.deepcopy(list(optimizer.state.values()))]
+    torch.testing.assert_close(ends[:2], ends[2:])
+    odd = name in ("maximize", "amsgrad") or (reverse and name in ("momentum", "Adam", "AdamW"))
+    assert any(done) != odd and len(done) >= 5
 
 
 DECAYING = {

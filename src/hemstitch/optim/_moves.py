@@ -14,7 +14,8 @@ Weight decay belongs to a whole step, not to a multiple of it: ``decay`` is its 
   state advanced with the whole decay. Scaling it for both would leave a fraction of the decay in the momentum for all
   later steps: with momentum 0.9 and backstitch scale 1, 45 % of it would be lost.
 
-Cost: one copy of the state where it is thrown away; two of the parameters where the step is not proportional.
+Cost: one copy of the state where it is thrown away, except for SGD and Adam(W) on a CPU (see `_displacements`); two of
+the parameters where the step is not proportional.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor, optim
 from torch.optim import Optimizer
 
 from hemstitch.errors import MisuseError
+from hemstitch.optim._displacements import Room, displace
 from hemstitch.optim._update_rule import gradients, norm
 
 _PROPORTIONAL = (optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam, optim.Adagrad,
@@ -73,7 +75,7 @@ class TorchMover:
         if getattr(optimizer, "passes_per_step", 1) > 1:
             raise MisuseError(f"{type(optimizer).__name__} makes two passes already")
         self.optimizer = optimizer
-        self._scratch = Scratch()
+        self._scratch, self._room = Scratch(), Room()
 
     @torch.no_grad()
     def move(self, scale: float = 1.0, *, decay: float = 1.0, commit: bool = True) -> bool:
@@ -85,6 +87,8 @@ class TorchMover:
             return False
         if commit and (decay == 1 or self._decay_is_harmless()):
             self._step(parameters, scale, decay)
+            return True
+        if not commit and displace(self.optimizer, scale, decay, self._room):
             return True
         old = self._copied_state(parameters)
         if commit:

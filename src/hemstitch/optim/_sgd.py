@@ -205,7 +205,7 @@ class _Component:
         """m v + gradient, at least in float32."""
         gradient = gradient.float() if gradient.dtype.itemsize < 4 else gradient
         velocity = self.state[parameter].get("velocity")
-        return gradient.clone() if velocity is None else (velocity * self.momentum).add_(gradient)
+        return gradient.clone() if velocity is None else torch.add(gradient, velocity, alpha=self.momentum)
 
     def apply(self, factor: float, commit: bool) -> None:
         """Move the parameters by ``factor`` times the change."""
