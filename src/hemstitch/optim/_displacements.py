@@ -5,8 +5,8 @@ With gradient g, step count t of this step, and everything proportional to the l
     SGD        m b + (1 - dampening) g;  Nesterov: m^2 b + (1 + m) g;  g alone while there is no b
     Adam(W)    (b1 a + (1 - b1) g) / (1 - b1^t)  over  sqrt((b2 v + (1 - b2) g^2) / (1 - b2^t)) + eps
 
-Twins of ``optimizer.step()`` on a copy of the state, which the tests compare them with. On a CPU the copy and its memory
-would cost more than the step; elsewhere torch's own kernels over all tensors at once are the better choice.
+Twins of ``optimizer.step()`` on a copy of the state, which the tests compare them with. On a CPU the copy would cost
+more than the step; elsewhere torch's own kernels over all tensors at once are the better choice.
 """
 
 from __future__ import annotations
