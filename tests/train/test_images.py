@@ -75,6 +75,8 @@ def test_small_images_are_padded_for_networks_with_places(tmp_path):
         (lambda p: np.save(p / "train.images.npy", np.zeros((60, 8, 8), np.uint8)), "expected unsigned bytes"),
         (lambda p: np.save(p / "train.images.npy", np.zeros((59, 1, 8, 8), np.uint8)), "59 train images, but labels"),
         (lambda p: (p / "train.images.npy.xz").write_bytes(b"no"), "cannot be read"),
+        (lambda p: np.save(p / "train.images.npy", np.zeros((0, 1, 8, 8), np.uint8)), "0 train images"),
+        (lambda p: (p / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08"), "not an idx file"),
         (lambda p: None, "neither train-images"),
     ],
 )

@@ -15,7 +15,7 @@ from hemstitch.train import Console, Interrupted, load_trained
 from hemstitch.train import resume as resume_run
 from hemstitch.train import train as train_run
 from hemstitch.train._recipe_files import read
-from hemstitch.train._run_folder import read_json
+from hemstitch.train._run_folder import RESULT, read_json
 
 
 def train(name: str, settings: Sequence[str], path: Path | None, quiet: bool) -> int:
@@ -38,9 +38,13 @@ def _finish(run: Any, quiet: bool) -> int:
     if int(os.environ.get("RANK", 0)) > 0 and "TORCHELASTIC_RUN_ID" in os.environ:
         return 0  # the first worker reports
     report = write_report(path)
-    result = read_json(path / "result.json")
-    for line in headline(result):
-        print(line)
+    result = read_json(path / RESULT)
+    try:
+        lines = headline(result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path / RESULT}: damaged ({type(error).__name__}: {error}). Delete it and `hemstitch resume "
+                       f"{path}`: the test is done again.") from None
+    print("\n".join(lines))
     print(f"report: {report}")
     print("next:")
     after = {f"hemstitch compare {path} OTHER-RUN": "two runs side by side (try another --update.kind or --seed)"}

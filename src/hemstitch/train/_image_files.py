@@ -32,8 +32,11 @@ def read_part(source: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     else:
         images = read_idx(_find(source, f"{PARTS[part]}-images-idx3-ubyte"), 3)[:, None]
         labels = read_idx(_find(source, f"{PARTS[part]}-labels-idx1-ubyte"), 1)
-    if labels.shape != images.shape[:1]:
+    if labels.shape != images.shape[:1] or not images.size:
         raise DataError(f"{source}: {len(images)} {part} images, but labels of shape {labels.shape}.")
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise DataError(f"{source}: labels of the {part} images must be whole numbers from 0 on, found {labels.dtype}"
+                        + (f" from {labels.min()} on." if labels.dtype.kind in "iu" else "."))
     return images, labels.astype(np.int64)
 
 
@@ -48,10 +51,11 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         content = gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}). Expected an idx file of the MNIST family.") from None
-    header = np.frombuffer(content[: 4 + 4 * dimensions], ">i4")
-    if len(header) != 1 + dimensions or header[0] != 0x800 + dimensions:
+    size = 4 + 4 * dimensions
+    header = np.frombuffer(content[:size].ljust(size, b"\0"), ">i4")
+    if len(content) < size or header[0] != 0x800 + dimensions:
         raise DataError(f"{path}: not an idx file of unsigned bytes with {dimensions} dimensions.")
-    shape, body = tuple(int(n) for n in header[1:]), np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+    shape, body = tuple(int(n) for n in header[1:]), np.frombuffer(content[size:], np.uint8)
     if body.size != np.prod(shape):
         raise DataError(f"{path}: the header promises {shape}, the file holds {body.size} bytes: it is cut short.")
     return body.reshape(shape)

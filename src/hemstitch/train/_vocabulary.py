@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def read_sentences(path: Path) -> Iterator[str]:
                 sentence = json.loads(line)["text"] if path.suffix == ".jsonl" else line
                 if sentence := sentence.strip():
                     yield sentence
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as text, one sentence a line ({error}).") from None
 
 

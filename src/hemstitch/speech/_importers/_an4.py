@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from hemstitch.errors import DataError
 from hemstitch.speech._corpus import LEXICON, Corpus
 from hemstitch.speech._files import new_folder
+from hemstitch.speech._importers._text import read_text
 from hemstitch.speech._manifest import Utterance
 
 SPLITS = ("train", "test")
@@ -68,7 +70,7 @@ def import_an4(source: Path, target: Path, *, overwrite: bool = False,
 def _read_dictionary(path: Path) -> list[tuple[str, str]]:
     """(word, phones); a variant WORD(2) is another pronunciation of WORD."""
     entries = []
-    for number, line in enumerate(path.read_text(encoding="ascii").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         word, _, phones = " ".join(line.split()).partition(" ")
@@ -83,9 +85,9 @@ def _read_split(source: Path, split: str, first_row: int) -> tuple[np.ndarray, l
     try:
         with np.load(path) as content:
             feats, offsets = content["feats"], content["offsets"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: expected arrays 'feats' and 'offsets': {error}. Copy the file anew.") from None
-    lines = manifest.read_text(encoding="utf-8").splitlines()
+    lines = read_text(manifest).splitlines()
     if len(lines) + 1 != len(offsets) or offsets[-1] != len(feats):
         raise DataError(f"{manifest} has {len(lines)} utterances, {path} has {len(offsets) - 1} with "
                         f"{offsets[-1]} of {len(feats)} frames: they do not belong together")
