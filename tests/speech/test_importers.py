@@ -326,7 +326,7 @@ def test_importers_are_called_by_name_with_settings_as_text(tmp_path):
 
 @pytest.mark.parametrize(("name", "arguments", "message"), [
     ("an5", {}, r"importer: unknown key 'an5': did you mean 'an4'\?"),
-    ("an4", {}, r"importer an4 needs a source: the folder it reads"),
+    ("an4", {}, r"importer an4 needs a source: --source FOLDER"),
     ("synthetic-digits", {"source": "here"}, r"reads nothing: leave out the source here"),
     ("synthetic-digits", {"settings": ["num_tests=3"]}, r"unknown key 'num_tests': did you mean 'num_test'\?"),
     ("synthetic-digits", {"settings": ["num_test=many"]}, r"num_test needs int, got 'many'"),
