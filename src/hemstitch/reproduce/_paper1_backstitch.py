@@ -13,6 +13,7 @@ from hemstitch.reproduce._method_runs import (
     by_method,
     dev_line,
     frame_part,
+    grid,
     mean_of,
     mean_row,
     relative_reduction,
@@ -152,48 +153,50 @@ UPDATES: Mapping[str, Settings] = {
 }
 
 
-def _methods(short: int, long: int) -> dict[str, Settings]:
-    """Without backstitch, for as many passes, with backstitch in two settings."""
+def _methods(epochs: int, rule: str) -> dict[str, Settings]:
+    """Without backstitch, for as many passes, with backstitch in two settings, and stronger where there is momentum."""
+    larger = (1.0, 2.0) if rule != "natural gradient" else ()
     return {
-        "none": {"train.epochs": short},
-        "none, as many passes": {"train.epochs": long},
-        "0.3 on every minibatch": {"train.epochs": short, **OFTEN},
-        "1.0 on every fourth": {"train.epochs": short, **RARELY},
-    }
+        "none": {"train.epochs": epochs},
+        "none, as many passes": {"train.epochs": 2 * epochs},
+        "0.3 on every minibatch": {"train.epochs": epochs, **OFTEN},
+        "1.0 on every fourth": {"train.epochs": epochs, **RARELY},
+    } | {f"{alpha:.1f} on every minibatch": {"train.epochs": epochs, **OFTEN, "backstitch.scale": alpha}
+         for alpha in larger}  # fmt: skip
 
 
 def image_parts(scale: Scale) -> dict[str, Part]:
-    """Each update rule alone, alone for as many passes, and with backstitch; stronger where there is momentum."""
-    short, long = choose(scale, smoke=(1, 2), laptop=(5, 10), paper=(20, 40))
+    """Each update rule alone and with backstitch."""
+    epochs = choose(scale, smoke=1, laptop=5, paper=20)
     hidden = choose(scale, smoke={"model.hidden": [8]}, laptop={}, paper={"model.hidden": [1024, 1024]})
-    methods = _methods(short, long)
-    larger = {f"{a:.1f} on every minibatch": {"train.epochs": short, "backstitch.scale": a, "backstitch.interval": 1}
-              for a in (1.0, 2.0)}  # fmt: skip
     return {
         f"{rule}: {name}, seed {seed}": run_part(
             scale, "fashion-mnist", {**hidden, **update, **own, "seed": seed})
         for rule, update in UPDATES.items()
-        for name, own in (methods if rule == "natural gradient" else methods | larger).items()
+        for name, own in _methods(epochs, rule).items()
         for seed in seeds(scale, 2)
     }  # fmt: skip
 
 
 def colour_parts(scale: Scale) -> dict[str, Part]:
     """A fully connected network with each update rule, and a residual network with momentum."""
-    short, long = choose(scale, smoke=(1, 2), laptop=(5, 10), paper=(20, 40))
+    epochs = choose(scale, smoke=1, laptop=5, paper=20)
+    common: Settings = {"order.kind": "forward", "schedule.kind": "cosine", "train.batch_size": 64}
     hidden = choose(scale, smoke=[8], laptop=[300, 300], paper=[1024, 1024])
-    connected: Settings = {"model.kind": "mlp", "model.hidden": hidden}
-    residual: Settings = {"model.width": choose(scale, smoke=0.02, laptop=0.0625, paper=1.0)}
-    networks = {f"fully connected, {rule}": {**connected, **update} for rule, update in UPDATES.items()}
-    networks["ResNet-18, momentum SGD"] = {**residual, **MOMENTUM, "update.lr": 0.05}
-    common: Settings = {"order.kind": "forward", "train.batch_size": 64}
+    width, most = choose(scale, smoke=(0.02, 3), laptop=(0.0625, 4), paper=(1.0, 6))
+    connected: Settings = {**common, "model.kind": "mlp", "model.hidden": hidden}
+    runs: dict[str, tuple[Settings, dict[str, Settings], int]] = {
+        f"fully connected, {rule}": ({**connected, **update}, _methods(epochs, rule), 2)
+        for rule, update in grid(scale, UPDATES.items())
+    }
+    momentum: Settings = {**common, "model.width": width, **UPDATES["momentum SGD"]}
+    runs["ResNet-18, momentum SGD"] = momentum, dict(list(_methods(epochs, "momentum SGD").items())[:most]), 1
     return {
-        f"{network}: {name}, seed {seed}": run_part(
-            scale, "cifar10-resnet18", {**common, **wanted, **own, "schedule.kind": "cosine", "seed": seed})
-        for network, wanted in networks.items()
-        for name, own in _methods(short, long).items()
-        for seed in seeds(scale, 1)
-    }  # fmt: skip
+        f"{network}: {name}, seed {seed}": run_part(scale, "cifar10-resnet18", {**wanted, **own, "seed": seed})
+        for network, (wanted, methods, count) in runs.items()
+        for name, own in methods.items()
+        for seed in seeds(scale, count)
+    }
 
 
 def images(results: Results, data: str = "Fashion-MNIST") -> Outcome:
