@@ -1,8 +1,8 @@
 """Time of Hessian-free steps by the number of workers, and whether they end with the same bits.
 
 A classifier 784-500-500-10 on random images (what they show does not matter for the time), curvature from half of them,
-8 logical shards, 25 conjugate gradient iterations. Workers are processes that sum over the reducer, one thread each, on
-one machine: with more workers than processors nothing can be won. The numbers of workers take turns, ``--rounds 5``.
+8 logical shards, 10 conjugate gradient iterations. Workers are processes that sum over the reducer, one thread each, on
+one machine: with more workers than processors nothing can be won. The numbers of workers take turns, ``--rounds 3``.
 
     python benchmarks/bench_hessian_free_workers.py [--launcher ray]
 """
@@ -22,7 +22,7 @@ from hemstitch.curvature import ProgressTest
 from hemstitch.optim import HessianFree, batch_closure
 from hemstitch.parallel import LocalWorkers
 
-WORKERS, IMAGES, SHARDS, STEPS, ITERATIONS = (1, 2, 4), 8192, 8, 2, 25
+WORKERS, IMAGES, SHARDS, STEPS, ITERATIONS = (1, 2, 4), 2048, 8, 2, 10
 
 
 def work(reducer, images, steps):
@@ -61,7 +61,7 @@ def launched(launcher, number, args):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--launcher", choices=["local", "ray"], default="local")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=IMAGES)
     options = parser.parse_args()
     torch.set_num_threads(1)

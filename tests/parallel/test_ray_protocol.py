@@ -1,6 +1,7 @@
 """Server processes and workers' links, without an engine: what is counted, repeated, refused and restored."""
 
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fake_engine import FakeEngine, Future, Handle
+from fake_engine import FakeEngine, Future, Handle, Lost
 from simulated import bowl
 
 from hemstitch.errors import ConfigError, RunError
@@ -329,6 +330,33 @@ def test_an_engine_that_cannot_start_is_a_message(monkeypatch, tmp_path):
     monkeypatch.setattr(_engine, "_loopback", nullcontext)
     with pytest.raises(RunError, match=r"did not start on this machine \(the node timed out during startup\)"):
         _engine._start(Slow(), 1, 1, tmp_path)
+
+
+def test_a_cluster_that_does_not_answer_is_a_message_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(RunError, match=f"nobody answers at '127.0.0.1:{port}'"):
+        _engine._join(None, f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("environment, says", [
+    ({}, "none is set here"),
+    ({"RAY_AUTH_MODE": "token"}, "neither RAY_AUTH_TOKEN nor"),
+    ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x"}, "the token in RAY_AUTH_TOKEN is not the one"),
+])
+def test_a_cluster_that_lets_nobody_in_is_a_message_about_the_token(monkeypatch, environment, says):
+    def refuse(**options):
+        raise ConnectionError("Unauthenticated\nand more")
+
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    engine = SimpleNamespace(init=refuse, exceptions=SimpleNamespace(RayError=Lost), __version__="2.60",
+                             util=SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(RunError, match=says):
+            _engine._join(engine, f"127.0.0.1:{listener.getsockname()[1]}")
 
 
 # -- what is left of an engine -----------------------------------------------------------------------------------------

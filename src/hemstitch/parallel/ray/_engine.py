@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ LEAST_STORE = 80 * MEBIBYTE         # the engine wants no less
 BASE_MEMORY = 450 * MEBIBYTE        # the engine's own processes
 MEMORY_PER_PROCESS = 300 * MEBIBYTE
 SHARED_MEMORY = Path("/dev/shm")
+ANSWER_SECONDS = 5.0        # for a cluster to take a connection
+LOOPBACK = ("127.0.0.1", "localhost")
 LONGEST_TEMPORARY = 20      # letters of a folder in which the engine's sockets, at most 107 in all, still have room
 
 
@@ -65,7 +68,7 @@ def connected(address: str = "", *, num_cpus: int = 2, store_bytes: int = 0, num
     if not address:
         store_bytes = max(store_bytes, LEAST_STORE)
         check_memory(store_bytes, num_processes)
-    with _environment({} if address else _private_settings()):
+    with _environment(_joining_settings() if address else _private_settings()):
         ray = import_ray()
         if ray.is_initialized():
             yield ray
@@ -132,14 +135,40 @@ def _start(ray: ModuleType, num_cpus: int, store_bytes: int, folder: Path) -> No
 
 
 def _join(ray: ModuleType, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    is_direct = port.isdigit() and "://" not in address
+    if is_direct and not _answers(host, int(port)):
+        raise RunError(f"nobody answers at {address!r}: is the cluster running (`ray status` on its first machine), "
+                       "and is that the address given to `ray start --node-ip-address`, with its --port?")
+    is_private = is_direct and host in LOOPBACK and not _answers(ray.util.get_node_ip_address(), int(port))
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
+        with _loopback() if is_private else nullcontext():
+            ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise RunError(
-            f"the cluster at {address!r} cannot be joined ({str(error).splitlines()[0]}). Is it running (`ray "
-            "status`), and does this machine have its token (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH)?"
-        ) from None
+        raise RunError(f"the cluster at {address!r} does not let this process in ({str(error).splitlines()[0]}). "
+                       f"{_about_token()} Otherwise: its Ray may be of another version than {ray.__version__}, which "
+                       "is installed here.") from None
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether somebody listens there; the engine by itself would wait for minutes."""
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _about_token() -> str:
+    """What may be wrong with it, as far as it can be known here."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return ("If it wants a token (it should): none is set here. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+                "RAY_AUTH_TOKEN_PATH to what the cluster was started with.")
+    place = next((name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)), None)
+    if place is None:
+        return ("RAY_AUTH_MODE=token is set, but neither RAY_AUTH_TOKEN nor RAY_AUTH_TOKEN_PATH: set one to what the "
+                "cluster was started with.")
+    return f"Most likely the token in {place} is not the one that the cluster was started with."
 
 
 @contextmanager
@@ -205,6 +234,12 @@ def _private_settings() -> Mapping[str, str]:
     if "RAY_AUTH_MODE" in os.environ:
         return settings
     return {**settings, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def _joining_settings() -> Mapping[str, str]:
+    """The environment of a process that joins a cluster: it is told once that it may not, after seconds."""
+    settings = {"RAY_NUM_REDIS_GET_RETRIES": "3", "RAY_BACKEND_LOG_LEVEL": "error"}
+    return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
 def _apply_authentication() -> None:
