@@ -2,7 +2,9 @@
 
 A classifier 784-500-500-10 on random images (what they show does not matter for the time), curvature from half of them,
 8 logical shards, 10 conjugate gradient iterations. Workers are processes that sum over the reducer, one thread each, on
-one machine: with more workers than processors nothing can be won. The numbers of workers take turns, ``--rounds 3``.
+one machine: with more workers than processors nothing can be won. ``two alone``: two processes that each do the work of
+one worker and do not speak with each other; what two workers can win on this machine at most. All take turns,
+``--rounds 3``.
 
     python benchmarks/bench_hessian_free_workers.py [--launcher ray]
 """
@@ -18,11 +20,12 @@ import torch
 from _common import environment, write_result
 from torch import nn
 
+from hemstitch.comm import LocalReducer
 from hemstitch.curvature import ProgressTest
 from hemstitch.optim import HessianFree, batch_closure
 from hemstitch.parallel import LocalWorkers
 
-WORKERS, IMAGES, SHARDS, STEPS, ITERATIONS = (1, 2, 4), 2048, 8, 2, 10
+WORKERS, IMAGES, SHARDS, STEPS, ITERATIONS = (1, 2, 4, "two alone"), 2048, 8, 2, 10
 
 
 def work(reducer, images, steps):
@@ -43,17 +46,23 @@ def work(reducer, images, steps):
     return seconds[1:], hashlib.sha256(parameters.numpy().tobytes()).hexdigest()
 
 
+def work_alone(reducer, images, steps):
+    """As if there were no others."""
+    return work(LocalReducer(), images, steps)
+
+
 def launched(launcher, number, args):
     """What each of the workers returns."""
+    program, number = (work_alone, 2) if number == "two alone" else (work, number)
     if launcher == "ray":
         from ray import cloudpickle
 
         from hemstitch.parallel.ray import RayWorkers
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        workers = RayWorkers(work, number, args=args)
+        workers = RayWorkers(program, number, args=args)
     else:
-        workers = LocalWorkers(work, number, args=args, threads=1)
+        workers = LocalWorkers(program, number, args=args, threads=1)
     with workers:
         return workers.results(timeout=600)
 
@@ -72,12 +81,13 @@ def main():
             seconds[number] += [max(each) for each in zip(*(times for times, _ in results))]    # the slowest one counts
             digests |= {digest for _, digest in results}
     alone = statistics.median(seconds[1])
+    halves = {"two alone": 2}                               # they do twice the work
     write_result("hessian_free_workers", {
         "what": __doc__.splitlines()[0], "launcher": options.launcher, "processors": os.cpu_count(),
         "images": options.images, "shards": SHARDS, "conjugate_gradient_iterations": ITERATIONS,
         "rounds": options.rounds, "equal_bits": len(digests) == 1, "seconds_per_step": {
             number: {"median": round(statistics.median(values), 3), "lowest": round(min(values), 3),
-                     "highest": round(max(values), 3), "speed-up": round(alone / statistics.median(values), 2)}
+                     "highest": round(max(values), 3), "speed-up": round(halves.get(number, 1) * alone / statistics.median(values), 2)}
             for number, values in seconds.items()}, **environment()})
 
 
