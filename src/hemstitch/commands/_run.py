@@ -46,6 +46,8 @@ def _finish(run: Any, quiet: bool) -> int:
                        f"{path}`: the test is done again.") from None
     print("\n".join(lines))
     print(f"report: {report}")
+    if quiet:
+        return 0
     print("next:")
     after = {f"hemstitch compare {path} OTHER-RUN": "two runs side by side (try another --update.kind or --seed)"}
     if "wer" in result:
