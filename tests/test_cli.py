@@ -24,7 +24,7 @@ def run(capsys, *arguments):
 
 
 def test_training_ends_with_result_report_and_what_to_try_next(capsys, recipe, tmp_path):
-    status, out, _ = run(capsys, "train", recipe, "--quiet")
+    status, out, _ = run(capsys, "train", recipe)
     assert status == 0
     assert "test accuracy" in out and "hemstitch compare" in out
     report = tmp_path / "runs" / "tiny-1" / "report.html"

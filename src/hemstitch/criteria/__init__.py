@@ -4,16 +4,14 @@ from hemstitch.criteria._auxiliary import AuxiliaryFunction, bound_strength
 from hemstitch.criteria._cross_entropy import IGNORED, CrossEntropy, FrameObjective
 from hemstitch.criteria._ctc import Ctc, CtcObjective
 from hemstitch.criteria._frame_accuracy import FrameAccuracy
-from hemstitch.criteria._lattice import (
-    LatticeCriterion,
-    LatticeMBR,
-    LatticeMMI,
+from hemstitch.criteria._lattice import LatticeCriterion, LatticeMBR, LatticeMMI
+from hemstitch.criteria._lattice_free_mmi import LatticeFreeMMI, OuterGradient, SequenceObjective, overlap_weights
+from hemstitch.criteria._lattice_gradient import (
     LatticeObjective,
     LatticeOptions,
     LatticeOuterGradient,
     UtteranceGradient,
 )
-from hemstitch.criteria._lattice_free_mmi import LatticeFreeMMI, OuterGradient, SequenceObjective, overlap_weights
 from hemstitch.criteria._output_curvature import CurvedCriterion, OutputCurvature
 from hemstitch.criteria._path_sums import denominator, numerator
 from hemstitch.graphs import Graph

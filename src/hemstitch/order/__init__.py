@@ -1,10 +1,11 @@
 """The order of the updates: backward SGD, windows, fixed tail, brackets, order average."""
 
-from hemstitch.order._backward_sgd import BackwardSGD, OrderReport
+from hemstitch.order._backward_sgd import BackwardSGD
 from hemstitch.order._diagnostics import OrderComparison, compare_orders, contraction_along, contraction_factor
 from hemstitch.order._iterates import backward_iterates, fixed_tail_iterates, forward_iterates
 from hemstitch.order._objective import Objective
 from hemstitch.order._order_average import OrderAverage
+from hemstitch.order._order_report import OrderReport
 from hemstitch.order._probe import OrderDiagnosis, OrderProbe
 from hemstitch.order._second_order import (
     OrderWarning,

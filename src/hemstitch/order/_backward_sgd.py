@@ -14,7 +14,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -24,35 +24,10 @@ from hemstitch.errors import MisuseError, RunError
 from hemstitch.order._head import HeadAverage
 from hemstitch.order._maps import EngineName, Maps, Point, Stateful, Update
 from hemstitch.order._objective import Loss, Objective, Parameters, device_of
+from hemstitch.order._order_report import OrderReport, num_bytes
 from hemstitch.order._statistics import has_batch_norm, reestimate_statistics
 
 _VERSION = 2
-
-
-@dataclass(frozen=True)
-class OrderReport:
-    """What a run in backward order has spent and holds.
-
-    Attributes:
-        num_steps: batches observed.
-        phase: "forward" or "backward".
-        origin_step: step of the trajectory's starting point, ``None`` in a forward phase.
-        num_stored: batches (or what makes them) kept.
-        stored_bytes: memory of the tensors among them.
-        num_resets: how often the origin was moved.
-        forward_passes, backward_passes: passes over one batch, looks and re-estimated statistics included.
-        engine: what computed the last iterate, and why nothing faster could.
-    """
-
-    num_steps: int
-    phase: str
-    origin_step: int | None
-    num_stored: int
-    stored_bytes: int
-    num_resets: int
-    forward_passes: int
-    backward_passes: int
-    engine: str
 
 
 class BackwardSGD:
@@ -272,7 +247,7 @@ class BackwardSGD:
         passes = self._maps.passes
         return OrderReport(
             num_steps=self.num_steps, phase=self.phase, origin_step=self._origin_step,
-            num_stored=len(self._updates), stored_bytes=sum(_nbytes(update.item) for update in self._updates),
+            num_stored=len(self._updates), stored_bytes=sum(num_bytes(update.item) for update in self._updates),
             num_resets=self._num_resets, forward_passes=passes.forward, backward_passes=passes.backward,
             engine=self._maps.engine_note,
         )
@@ -398,14 +373,6 @@ class BackwardSGD:
             self._maps.restore(point, states=False)
             reestimate_statistics(self._maps, self._recent)
             yield
-
-
-def _nbytes(item: Any) -> int:
-    """Memory of the tensors in nested tuples, lists and dictionaries."""
-    if isinstance(item, Tensor):
-        return item.nbytes
-    parts = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
-    return sum(_nbytes(part) for part in parts)
 
 
 def _validate(mode, tail, head_horizon, window, reset, score, hold, start, stop) -> None:
