@@ -7,7 +7,7 @@ one worker do not change when another one is added, and two runs are the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -204,7 +204,7 @@ def _scaled(draw: Callable[[], float], factor: float) -> Callable[[], float]:
 def _blockwise(draw: Callable[[], np.ndarray]) -> Callable[[], float]:
     """One number at a time of blocks that are drawn when needed."""
 
-    def numbers():
+    def numbers() -> Iterator[float]:
         while True:
             yield from draw().tolist()
 

@@ -6,9 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hemstitch.criteria import FrameAccuracy, LatticeCriterion, LatticeMBR, LatticeMMI, LatticeOptions
+from hemstitch.criteria import (
+    FrameAccuracy,
+    LatticeCriterion,
+    LatticeMBR,
+    LatticeMMI,
+    LatticeOptions,
+    UtteranceGradient,
+)
 from hemstitch.errors import ConfigError
-from hemstitch.graphs import Graph
+from hemstitch.graphs import Graph, Lattice
 from hemstitch.speech import Topology
 from hemstitch.train import _options as o
 from hemstitch.train._recipe import Recipe
@@ -67,7 +74,9 @@ class WithoutDenominator(LatticeMMI):
         outputs = outputs.index_copy(1, fixed, outputs[:, fixed].detach())
         return ((slope * outputs).sum(1) + weight * outputs.logsumexp(1)).double().sum()
 
-    def utterance(self, outputs, reference, lattice=None):  # type: ignore[no-untyped-def]
+    def utterance(
+        self, outputs: np.ndarray, reference: np.ndarray | None, lattice: Lattice | None = None
+    ) -> UtteranceGradient:
         """kappa times the frame cross-entropy."""
         if reference is None:
             return super().utterance(outputs, reference)

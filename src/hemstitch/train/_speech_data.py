@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from hemstitch.speech import (
 from hemstitch.speech._broken import enforce_tolerance
 from hemstitch.speech._unknown_words import UNKNOWN
 from hemstitch.train._options import Hmm, SpeechData
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -133,7 +136,7 @@ def take_targets(part: Part, alignments: Sequence[Alignment]) -> float:
     return changed
 
 
-def in_threads(function, items: Sequence[int]) -> list:  # type: ignore[no-untyped-def, type-arg]
+def in_threads(function: Callable[[int], Result], items: Sequence[int]) -> list[Result]:
     """``function`` of every item, on as many threads as torch uses; for functions that release the interpreter."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, items))
