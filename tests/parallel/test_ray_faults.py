@@ -5,6 +5,7 @@ One embedded cluster for all; `make test-ray`.
 
 import os
 import signal
+import subprocess
 from itertools import count
 
 import numpy as np
@@ -59,6 +60,11 @@ def is_alive(pid):
     except ProcessLookupError:
         return False
     return True
+
+
+def is_stopped(pid):
+    """By a signal; the system's view of its processes is that of `ps`."""
+    return subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True).stdout.startswith("T")
 
 
 # -- workers -----------------------------------------------------------------------------------------------------------
@@ -116,18 +122,19 @@ def test_a_worker_that_was_given_up_is_refused_when_it_comes_back(training, fold
     before, pids = training.report(), training.pids["replicas"]
     training.proceed(before.batches + 10**6)
     watch_until(training, lambda: training.report().answered > before.answered + 10, "work")
-    os.kill(pids[1], signal.SIGSTOP)
+    order(folder, "worker computes", signal.SIGSTOP)        # it has a gradient to send
     watch_until(training, lambda: training.report().failures > before.failures, "it is given up")
+    zombie, = filter(is_stopped, pids)
     watch_until(training, lambda: len(set(training.pids["replicas"]) - set(pids)) == 1, "a new process")
     now = training.report().answered
     watch_until(training, lambda: training.report().answered > now + 50, "work of the new process")
-    os.kill(pids[1], signal.SIGCONT)
+    os.kill(zombie, signal.SIGCONT)
     watch_until(training, lambda: refused_after_a_newer_life(folder, 0)["stale_incarnation"] > 0, "its push is refused")
     training.pause()
     assert set(refused_after_a_newer_life(folder, 0)) == {"stale_incarnation"}
     check_counts(training, folder)
     out_of_reach.clear()
-    watch_until(training, lambda: not is_alive(pids[1]), "it ends")
+    watch_until(training, lambda: not is_alive(zombie), "it ends")
 
 
 def test_an_old_life_is_refused_by_every_shard(training, engine):
