@@ -99,6 +99,11 @@ def without(key):
     (without("text"), r"'ann-2': key 'text' is missing: add it"),
     (changed(text=" "), r"'ann-2': 'text' is empty: write the transcript or remove the line"),
     (changed(text=5), r"key 'text' needs a string, got 5"),
+    (b'{"id": ' + b"9" * 5000 + b"}", r"not valid JSON: .*5000 digits"),
+    (b"[" * 100_000, r"not valid JSON: .*recursion"),
+    (changed(text="half of \ud83d"), r"key 'text' has the control character '\\ud83d' in it: remove it"),
+    (changed(speaker="a\0b"), r"key 'speaker' has the control character '\\x00' in it: remove it"),
+    (changed(split="../train"), r"split '../train' has a '/' in it: .*use '-' or '_'"),
     (changed(id="ann 2"), r"white space.*use '-' or '_'"),
     (changed(id="ann-1"), r"'ann-1': the id is already used in line 1: give each utterance its own"),
     (changed(speeker="ann"), r"unknown key 'speeker': did you mean 'speaker'\?.*under 'info'"),
@@ -138,7 +143,10 @@ def test_many_broken_utterances_give_one_short_error(tmp_path):
     ('{"sampling_rate": 8000}', r"key 'name' is missing"),
     ('{"name": "x"}', r"exactly one of 'sampling_rate' .* and 'frame_shift'"),
     ('{"name": "x", "sampling_rate": "8k"}', r"key 'sampling_rate' needs a int, got '8k'"),
-    ('{"name": "x", "sampling_rate": 0}', r"must be positive, got 0"),
+    ('{"name": "x", "sampling_rate": 0}', r"must be positive and finite, got 0"),
+    ('{"name": "x", "frame_shift": NaN}', r"'frame_shift' must be positive and finite, got nan"),
+    ('{"name": "x", "sampling_rate": 8000, "silence": "a pause"}', r"'silence' needs the name of one phone"),
+    ("[" * 100_000, r"not valid JSON"),
     ('{"name": "x", "sampling_rate": 8000, "license": "MIT"}', r"unknown key 'license': did you mean 'licence'"),
 ])
 def test_a_bad_corpus_json_is_named(tmp_path, about, message):

@@ -52,7 +52,7 @@ def _settings(run: Run, ignore: Collection[str]) -> dict[str, str]:
 
 
 def _by_seed(run: Run) -> tuple[bool, int, str]:
-    return (not run.seed.isdigit(), int(run.seed) if run.seed.isdigit() else 0, run.seed)
+    return (not run.seed.isdecimal(), int(run.seed) if run.seed.isdecimal() else 0, run.seed)
 
 
 def _differing(settings: Sequence[Mapping[str, str]], runs: Sequence[Run]) -> list[str]:

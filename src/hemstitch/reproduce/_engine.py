@@ -10,7 +10,6 @@ Below the output folder, for each scale::
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -88,7 +87,7 @@ def write_outcome(path: Path, entry: Entry, scale: Scale, outcome: Outcome, wall
         "wall_seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1),
         "command": f"hemstitch reproduce {entry.key} --scale {scale}",
-        "environment": {k: v for k, v in environment().items() if k not in ("command", "start", "directory")},
+        "environment": {k: v for k, v in environment().items() if k != "command"},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
@@ -110,7 +109,7 @@ def read_outcomes(folder: Path) -> list[dict[str, Any]]:
     """The outcomes below a folder of one scale, in the order of the papers."""
     found = []
     for path in sorted(folder.glob("*/*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and "verdict" in content:
+        content = read_json(path)
+        if "verdict" in content:
             found.append(content)
     return found

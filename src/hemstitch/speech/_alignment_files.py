@@ -255,7 +255,7 @@ def _lines(path: Path | str) -> Iterator[tuple[str, list[str]]]:
 def _symbols(path: Path | str) -> dict[int, str]:
     names = {}
     for where, fields in _lines(path):
-        if len(fields) != 2 or not fields[1].isdigit():
+        if len(fields) != 2 or not fields[1].isdecimal():
             raise DataError(f"{where}: expected a phone and its number, got '{' '.join(fields)}'")
         names[int(fields[1])] = fields[0]
     return names

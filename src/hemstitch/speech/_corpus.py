@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 from hemstitch.errors import DataError
 from hemstitch.speech._broken import BrokenUtterance, Unusable, enforce_tolerance
 from hemstitch.speech._files import new_file
-from hemstitch.speech._manifest import Utterance, parse_utterance, unknown_key
+from hemstitch.speech._manifest import Utterance, json_object, parse_utterance, unknown_key
 from hemstitch.speech._media import StoredFeatures, check_audio
 
 ABOUT, MANIFEST, LEXICON = "corpus.json", "utterances.jsonl", "lexicon.txt"
@@ -241,19 +242,21 @@ def _shuffled(names: Iterable[str], seed: int) -> list[str]:
 
 def _read_about(path: Path) -> Mapping[str, Any]:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(about, dict):
-        raise DataError(f"{path}: expected a JSON object {{...}}, got {type(about).__name__}")
+        about = json_object(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
     for key, value in about.items():
         if key not in ABOUT_TYPES:
             raise DataError(f"{path}: {unknown_key(key, ABOUT_TYPES)}")
         expected = ABOUT_TYPES[key]
         if not isinstance(value, (int, float) if expected is float else expected) or isinstance(value, bool):
             raise DataError(f"{path}: key {key!r} needs a {expected.__name__}, got {value!r}")
-        if expected is not str and value <= 0:
-            raise DataError(f"{path}: key {key!r} must be positive, got {value!r}")
+        if expected is not str and not 0 < value < math.inf:
+            raise DataError(f"{path}: key {key!r} must be positive and finite, got {value!r}")
+    if len(about.get("silence", "SIL").split()) != 1:
+        raise DataError(f"{path}: key 'silence' needs the name of one phone, got {about['silence']!r}")
     if "name" not in about:
         raise DataError(f"{path}: key 'name' is missing: add it")
     if ("sampling_rate" in about) == ("frame_shift" in about):

@@ -76,7 +76,7 @@ class LanguageModel:
         total = sum(counts.values()) + smoothing * len(counts)
         if total <= 0:
             raise DataError("language model: no sentences to count words in; give some, or words and smoothing > 0")
-        listed = {(word,): NGram(_log10((n + smoothing) / total)) for word, n in counts.items()}
+        listed = {(word,): NGram(log10((n + smoothing) / total)) for word, n in counts.items()}
         return cls(({(BEGIN,): NGram(LOG_ZERO)} | listed,))
 
     def write(self, path: str | Path) -> None:
@@ -137,7 +137,8 @@ def nats(log10: float) -> float:
     return -math.inf if log10 <= LOG_ZERO else log10 * math.log(10.0)
 
 
-def _log10(probability: float) -> float:
+def log10(probability: float) -> float:
+    """As in an ARPA file: -99 for a probability of zero."""
     return math.log10(probability) if probability > 0 else LOG_ZERO
 
 

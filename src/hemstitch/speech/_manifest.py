@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from hemstitch.speech._broken import Unusable
 
 REQUIRED = ("id", "speaker", "text", "split")
 KEYS = (*REQUIRED, "audio", "features", "word_times", "info")
+_NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]")
+"""Control characters and halves of surrogate pairs, which cannot be shown or written to files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +71,30 @@ def parse_utterance(text: bytes, line: int) -> Utterance:
         Unusable: it is not such a line; names the key and the remedy.
     """
     try:
-        entry = json.loads(text.decode("utf-8"))
+        entry = json_object(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Unusable(f"not UTF-8 at byte {error.start}: save the manifest as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise Unusable(f"not valid JSON: {error.msg} at column {error.colno}: "
-                       "each line must be one complete JSON object") from None
-    if not isinstance(entry, dict):
-        raise Unusable(f"expected a JSON object {{...}}, got {type(entry).__name__}")
+    except ValueError as error:
+        raise Unusable(f"{error}: each line must be one complete JSON object") from None
     try:
         return _utterance(entry, line)
     except Unusable as error:
         raise Unusable(str(error), entry["id"] if isinstance(entry.get("id"), str) else "") from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: it is something else; says what.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or thousands of brackets
+        raise ValueError(f"not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object {{...}}, got {type(content).__name__}")
+    return content
 
 
 def _utterance(entry: dict[str, Any], line: int) -> Utterance:
@@ -91,8 +106,12 @@ def _utterance(entry: dict[str, Any], line: int) -> Utterance:
         if not entry[key].strip():
             raise Unusable(f"{key!r} is empty: " + ("write the transcript or remove the line" if key == "text"
                                                     else "fill it in"))
+        if found := _NO_TEXT.search(entry[key]):
+            raise Unusable(f"key {key!r} has the control character {found[0]!r} in it: remove it")
     if len(entry["id"].split()) != 1 or entry["id"] != entry["id"].strip():
         raise Unusable(f"id {entry['id']!r} has white space in it: ids go into score files, use '-' or '_'")
+    if "/" in entry["split"]:
+        raise Unusable(f"split {entry['split']!r} has a '/' in it: files are called after splits, use '-' or '_'")
     if unknown := sorted(entry.keys() - set(KEYS)):
         raise Unusable(unknown_key(unknown[0], KEYS) + " (data of your own go under 'info')")
     if ("audio" in entry) == ("features" in entry):

@@ -30,7 +30,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from hemstitch.errors import DataError, MisuseError
-from hemstitch.speech._language_model import BEGIN, END, LOG_ZERO, LanguageModel, NGram
+from hemstitch.speech._language_model import BEGIN, END, LanguageModel, NGram, log10
 
 Words = tuple[str, ...]
 Freed = Callable[[int], float]
@@ -92,7 +92,7 @@ def estimate_ngrams(
         backoff |= weights
     estimated[0] = {(BEGIN,): 0.0} | dict(estimated[0])
     return LanguageModel(tuple(
-        {ngram: NGram(_log10(p), _log10(backoff.get(ngram, 1.0))) for ngram, p in listed.items()}
+        {ngram: NGram(log10(p), log10(backoff.get(ngram, 1.0))) for ngram, p in listed.items()}
         for listed in estimated))
 
 
@@ -169,7 +169,3 @@ def _shares(listed: Mapping[Words, int], freed: Freed, discounted: bool) -> tupl
         whole[ngram[:-1]] += count if discounted else count + f
     share = {ngram: (count - freed(count) * discounted) / whole[ngram[:-1]] for ngram, count in listed.items()}
     return share, {history: f / whole[history] for history, f in free.items()}
-
-
-def _log10(probability: float) -> float:
-    return math.log10(probability) if probability > 0 else LOG_ZERO

@@ -14,7 +14,7 @@ lists rescored, the models mixed).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from hemstitch.errors import MisuseError
 from hemstitch.graphs import LatticeGraph, nbest
 from hemstitch.speech._compile import DecodingGraph
-from hemstitch.speech._decode import DecodeOptions
+from hemstitch.speech._decode import DecodeOptions, penalised
 from hemstitch.speech._language_model import LanguageModel
 
 
@@ -63,11 +63,7 @@ class BestLists:
             raise MisuseError(f"an n-best list needs at least one sentence, got count = {count}")
         self.words, self.language_model, self.count = graph.words, language_model, count
         self.options, self.lattice_beam = options or DecodeOptions(), lattice_beam
-        searched = graph.graph
-        if penalty := self.options.word_penalty:
-            assert searched.label is not None  # decoding graphs have labels
-            searched = replace(searched, cost=searched.cost + penalty * (searched.label > 0))
-        self.lattices = LatticeGraph(searched)
+        self.lattices = LatticeGraph(penalised(graph.graph, self.options.word_penalty))
 
     def __call__(self, loglikes: np.ndarray | Tensor) -> list[Candidate]:
         """The best sentences, the best first.

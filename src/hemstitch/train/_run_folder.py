@@ -220,7 +220,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file that holds an object; a damaged one is an error that names it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read as JSON ({error}). Was the run killed while it was created?") from None
     if not isinstance(content, dict):
         raise RunError(f"{path}: damaged: expected a JSON object, found {type(content).__name__}")

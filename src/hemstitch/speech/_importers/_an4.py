@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import zipfile
@@ -16,7 +15,7 @@ from hemstitch.errors import DataError
 from hemstitch.speech._corpus import LEXICON, Corpus
 from hemstitch.speech._files import new_folder
 from hemstitch.speech._importers._text import read_text
-from hemstitch.speech._manifest import Utterance
+from hemstitch.speech._manifest import Utterance, json_object
 
 SPLITS = ("train", "test")
 FRAME_SHIFT = 0.01
@@ -98,11 +97,11 @@ def _read_split(source: Path, split: str, first_row: int) -> tuple[np.ndarray, l
 
 def _utterance(line: str, split: str, first: int, end: int, where: str) -> Utterance:
     try:
-        entry = json.loads(line)
+        entry = json_object(line)
         utterance = Utterance(id=entry["utt"], speaker=entry["speaker"], text=entry["text"], split=split,
                               features=(FEATURES, first, end))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON: {error}. Copy the file anew.") from None
+    except ValueError as error:
+        raise DataError(f"{where}: {error}. Copy the file anew.") from None
     except KeyError as error:
         raise DataError(f"{where}: key {error} is missing. Copy the file anew.") from None
     if entry.get("num_frames", end - first) != end - first:

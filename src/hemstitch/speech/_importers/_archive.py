@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import lzma
 import tarfile
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 from hemstitch.errors import DataError
 from hemstitch.speech._importers._text import read_text
+from hemstitch.speech._manifest import json_object
 
 
 @contextlib.contextmanager
@@ -65,12 +65,12 @@ def read_manifest(path: Path, files: Mapping[str, Path], keys: Sequence[str]) ->
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         where = f"{path}:{number}"
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not valid JSON: {error}. Copy the file anew.") from None
+            entry = json_object(line)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}. Copy the file anew.") from None
         if lacking := [key for key in ("path", *keys) if key not in entry]:
             raise DataError(f"{where}: key {lacking[0]!r} is missing. Copy the file anew.")
-        file = files.get(Path(entry["path"]).name)
+        file = files.get(Path(str(entry["path"])).name)
         if file is None:
             raise DataError(f"{where}: {entry['path']} is not in the archive. Copy it anew.")
         if entry.get("sha256", found := hashlib.sha256(file.read_bytes()).hexdigest()) != found:
