@@ -92,3 +92,28 @@ def test_a_lost_worker_is_named_and_the_cause_is_raised():
 def test_missing_shard_sums_are_refused():
     with pytest.raises(MisuseError, match="owns 4 logical shards but gave 1"):
         sum_shards(LocalReducer(), [torch.ones(1)], 4)
+
+
+def test_threads_sum_half_precision_in_single_as_processes_do():
+    def worker(reducer):
+        flat = torch.tensor([256.0 if reducer.rank == 0 else 1.0], dtype=torch.bfloat16)
+        reducer.sum_tensors_([flat], 1.0)
+        return flat.item()
+
+    assert run_workers(worker, 4) == [260.0] * 4  # 259, rounded once; sums in bfloat16 give 258
+
+
+def test_a_lost_worker_leaves_the_tensors_of_the_others_unscaled():
+    kept = torch.ones(2)
+
+    def worker(reducer):
+        if reducer.rank == 1:
+            raise ValueError("gone")
+        try:
+            reducer.sum_tensors_([kept], 0.5)
+        except MemberLost:
+            return None
+
+    with pytest.raises(ValueError, match="gone"):
+        run_workers(worker, 2)
+    assert kept.tolist() == [1.0, 1.0]

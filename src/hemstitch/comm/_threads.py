@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hemstitch.comm._reducer import MemberLost, Reducer
 from hemstitch.comm._shards import tree_sum
+from hemstitch.comm._shared_arena import summed_dtype
 
 ResultT = TypeVar("ResultT")
 
@@ -38,18 +39,15 @@ class ThreadReducer:
     @torch.no_grad()
     def sum_tensors_(self, tensors: Sequence[Tensor], scale: float = 1.0, weight: float = 0.0) -> float:
         """See :meth:`hemstitch.comm.ProcessGroupReducer.sum_tensors_`: to the bit what processes would make of it."""
-        slots, tensors = self._meeting.slots, [tensor.detach() for tensor in tensors]
-        if scale != 1.0:
-            for tensor in tensors:
-                tensor.mul_(scale) if scale else tensor.zero_()
-        slots[self.rank] = (tensors, float(weight))
+        slots = self._meeting.slots
+        slots[self.rank] = ([_scaled(tensor.detach(), scale) for tensor in tensors], float(weight))
         self._wait()
-        totals = [tree_sum(parts) for parts in zip(*(slot[0] for slot in slots))] if self.world > 1 else tensors
+        totals = [tree_sum(parts) for parts in zip(*(slot[0] for slot in slots))]
         weight = sum(slot[1] for slot in slots)
         self._wait()                                        # nobody writes before all have read
         slots[self.rank] = None
         for tensor, total in zip(tensors, totals):
-            tensor.copy_(total)
+            tensor.detach().copy_(total)
         return weight
 
     def _wait(self) -> None:
@@ -58,6 +56,11 @@ class ThreadReducer:
         except threading.BrokenBarrierError:
             missing = [rank for rank, slot in enumerate(self._meeting.slots) if slot is None]
             raise MemberLost(missing or [rank for rank in range(self.world) if rank != self.rank]) from None
+
+
+def _scaled(tensor: Tensor, scale: float) -> Tensor:
+    tensor = tensor.to(summed_dtype(tensor.dtype))
+    return tensor if scale == 1.0 else tensor * scale if scale else torch.zeros_like(tensor)
 
 
 def run_workers(worker: Callable[[Reducer], ResultT], world: int, timeout: float = 60.0) -> list[ResultT]:

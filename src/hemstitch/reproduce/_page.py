@@ -143,6 +143,3 @@ def _markdown_entry(outcome: dict[str, Any]) -> list[str]:
         lines += [f"| {r['quantity']} | {r['paper'] or NOTHING} | {shown(r)} | {_range(r) or NOTHING} | {r['seeds']} |"
                   for r in outcome["rows"]]  # fmt: skip
     return lines
-
-
-__all__ = ["complete_list", "markdown", "tally", "write_page"]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hemstitch.errors import NonFiniteError
 from hemstitch.report import Run, read_run
 from hemstitch.reproduce._entry import Scale
 from hemstitch.testing import write_tiny_corpus, write_tiny_images, write_tiny_text
@@ -82,6 +81,3 @@ def trained(wanted: Recipe, folder: Path, console: Console | None = None) -> Tra
     """
     result = complete(wanted, folder / "run", console or Console(quiet=True))
     return Trained(result, read_run(folder / "run"))
-
-
-__all__ = ["NonFiniteError", "Trained", "recipe", "trained"]
