@@ -4,7 +4,8 @@ An utterance is decoded when it is loaded, with the parameters of that moment; i
 that cancel left out. Three ways to shuffle them (paper 2, section 3.1):
 
     none         one utterance after the other, its frames in order
-    on-the-fly   each of the N places in the batch walks through an utterance of its own
+    on-the-fly   each of the N places in the batch walks through an utterance of its own; the last utterances of an
+                 epoch have several places each
     full         all utterances of an epoch are loaded at its beginning, their frames mixed
 
 The rows that are loaded and not yet used belong to the state, so that a resumed run goes on to the same bits.
@@ -141,11 +142,13 @@ class OuterFrames:
         return self.collate(rows, len(rows), loaded.extra)
 
     def _walk(self) -> OuterRows:
-        """One frame from each open slot."""
+        """A frame from each open slot; several when an epoch ends and slots are fewer, so that batches stay large."""
         self._open(self.batch_size)
-        heads = OuterRows.joined([slot.take(slice(i, i + 1)) for slot, i in zip(self._slots, self._used)])
-        left = [(slot, i + 1) for slot, i in zip(self._slots, self._used) if i + 1 < len(slot)]
-        self._slots, self._used = [slot for slot, _ in left], [i for _, i in left]
+        count = self.batch_size // len(self._slots)
+        ends = [min(i + count, len(slot)) for slot, i in zip(self._slots, self._used)]
+        heads = OuterRows.joined([slot.take(slice(i, end)) for slot, i, end in zip(self._slots, self._used, ends)])
+        left = [(slot, end) for slot, end in zip(self._slots, ends) if end < len(slot)]
+        self._slots, self._used = [slot for slot, _ in left], [end for _, end in left]
         return heads
 
     def _queue(self) -> OuterRows:
