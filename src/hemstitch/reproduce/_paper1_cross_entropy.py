@@ -86,8 +86,9 @@ def conclude(results: Results) -> Outcome:
         verdict="reproduced" if all(better) else "partly" if any(better) else "not reproduced",
         summary=f"Frame cross-entropy with natural gradient, {one['words']} words of {one['units']} speakers in "
                 f"{one['folds']} folds; at equal epochs: {'; '.join(said)}. Backstitch gets half as many epochs more "
-                "than the baseline, and its second passes besides. 95 % intervals: paired bootstrap over speakers; one "
-                "seed, so they do not say how other seeds would do.",
+                "than the baseline, and its second passes besides. All have one learning rate, which was chosen with "
+                "momentum (of 1 and 3). 95 % intervals: paired bootstrap over speakers; one seed, so they do not say "
+                "how other seeds would do.",
         rows=rows,
     )  # fmt: skip
 
