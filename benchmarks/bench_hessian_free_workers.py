@@ -6,7 +6,7 @@ one machine: with more workers than processors nothing can be won. ``two alone``
 one worker and do not speak with each other; what two workers can win on this machine at most. All take turns,
 ``--rounds 3``.
 
-    python benchmarks/bench_hessian_free_workers.py [--launcher ray]
+    python benchmarks/bench_hessian_free_workers.py [--launcher ray] [--images 2048]
 """
 
 import argparse
@@ -25,7 +25,7 @@ from hemstitch.curvature import ProgressTest
 from hemstitch.optim import HessianFree, batch_closure
 from hemstitch.parallel import LocalWorkers
 
-WORKERS, IMAGES, SHARDS, STEPS, ITERATIONS = (1, 2, 4, "two alone"), 2048, 8, 2, 10
+WORKERS, IMAGES, SHARDS, STEPS, ITERATIONS = (1, 2, 4, "two alone"), 8192, 8, 2, 10
 
 
 def work(reducer, images, steps):
@@ -82,7 +82,7 @@ def main():
             digests |= {digest for _, digest in results}
     alone = statistics.median(seconds[1])
     halves = {"two alone": 2}                               # they do twice the work
-    write_result("hessian_free_workers", {
+    write_result("hessian_free_workers" + (f"_{options.images}" if options.images != IMAGES else ""), {
         "what": __doc__.splitlines()[0], "launcher": options.launcher, "processors": os.cpu_count(),
         "images": options.images, "shards": SHARDS, "conjugate_gradient_iterations": ITERATIONS,
         "rounds": options.rounds, "equal_bits": len(digests) == 1, "seconds_per_step": {
