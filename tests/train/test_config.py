@@ -69,6 +69,7 @@ def test_a_recipe_survives_the_run_folder(tmp_path):
         ("", ["--train.non_finite", "ignore"], r"expected one of 'raise', 'skip', 'roll-back'"),
         ("", ["--update.lr"], r"--update.lr needs a value"),
         ("", ["update.lr", "1"], r"unexpected argument 'update.lr'"),
+        ("", ["--output-dir", "x"], r"unknown option --output_dir: the folder of a run is given by --run FOLDER"),
         ("[train\n", [], r"not valid TOML.*line 4"),
         ('extends = "recipe.toml"\n', [], r"extends"),
     ],
@@ -76,6 +77,30 @@ def test_a_recipe_survives_the_run_folder(tmp_path):
 def test_a_mistake_is_answered_with_key_origin_and_remedy(tmp_path, text, settings, message):
     with pytest.raises(ConfigError, match=message):
         load_recipe(write(tmp_path, IMAGES + text), settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        ("update.kind=hessian-free", "update.damping=0", "damping must be above 0"),
+        ("update.kind=hessian-free", "update.cg_tolerance=-1", "cg_tolerance must be at least 0"),
+        ("update.kind=hessian-free", "update.gradient_factor=0.5", "gradient_factor must be at least 1"),
+        ("update.kind=hessian-free", "update.num_pairs=0", "num_pairs must be at least 1"),
+        ("update.kind=hessian-free", "update.switch_share=-1", r"switch_share must lie in \[0, 1\]"),
+        ("parallel.kind=virtual-averaging", "parallel.straggle_probability=2", "straggle_probability must lie in"),
+        ("parallel.kind=virtual-averaging", "parallel.cluster_seed=-1", "cluster_seed must be at least 0"),
+        ("parallel.kind=virtual-averaging", "parallel.workers=0", "workers must be >= 1"),
+        ("parallel.kind=simulated-async", "parallel.cluster_seed=-1", "cluster_seed must be at least 0"),
+        ("parallel.kind=simulated-async", "parallel.decode_seconds=-1", "decode_seconds must be at least 0"),
+        ("parallel.kind=simulated-async", "parallel.decoder_fetch_seconds=-1", "decoder_fetch_seconds must be"),
+        ("parallel.kind=data-parallel", "parallel.timeout=1e300", "timeout must be > 0 and at most 1e"),
+        ("parallel.kind=async", "parallel.patience=1e300", "patience must be > 0 and at most 1e"),
+        ("order.kind=order-average", "order.strength=-1", "strength must be at least 0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_its_name_before_anything_is_read(tmp_path, kind, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(write(tmp_path, IMAGES), [f"--{kind}", f"--{setting}"])
 
 
 def test_a_recipe_that_extends_itself_is_refused(tmp_path):

@@ -60,7 +60,7 @@ class SampleGrowth:
     Attributes:
         start: |S_0|, in items or, where the sample counts frames, in frames.
         cap: largest size; ``None``: all there is.
-        factor: alpha > 1 of the geometric growth.
+        factor: alpha >= 1 of the geometric growth.
         theta: relative error of the gradient that is allowed, in (0, 1).
         switch_share: share of the cap at which the variance is trusted.
     """
@@ -89,6 +89,8 @@ class SampleGrowth:
             noise: :func:`gradient_noise` of the step before; ``None`` or inf: unknown, the size stays.
         """
         cap = min(total, self.cap or total)
+        if size >= cap:
+            return cap
         if self.factor is not None and (self.theta is None or size < self.switch_share * cap):
             size = max(size, math.ceil(self.start * self.factor**step))
         elif self.theta is not None and noise is not None and math.isfinite(noise):

@@ -189,6 +189,10 @@ def _kinds(grouped: dict[str, Values]) -> dict[str, str]:
     return kinds
 
 
+_FOLDERS = ("out", "out_dir", "output", "output_dir", "dir", "folder", "save_dir", "log_dir")
+"""What other programs call the option that is --run here."""
+
+
 def _check_known(values: Values, sections: Sequence[str], kinds: dict[str, str]) -> None:
     known = known_keys(sections, kinds)
     for key, (_, origin) in values.items():
@@ -197,5 +201,7 @@ def _check_known(values: Values, sections: Sequence[str], kinds: dict[str, str])
         section = key.rpartition(".")[0]
         if section in SECTIONS and section not in sections:
             raise ConfigError(f"{key} ({origin}): section [{section}] does not apply to data.kind = {kinds['data']!r}")
+        if key in _FOLDERS and origin == "command line":
+            raise ConfigError(f"unknown option --{key}: the folder of a run is given by --run FOLDER")
         where = f" for {section}.kind = {kinds[section]!r}" if section in kinds else ""
         raise ConfigError(f"unknown key {key!r} ({origin}){where}: {nearest(key, known)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hemstitch.train._options._checks import require
+from hemstitch.train._options._checks import above, at_least, require, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,12 @@ class HessianFree:
     keep_graphs: bool = True
 
     def __post_init__(self) -> None:
+        above(0, self, "damping")
+        at_least(0, self, "weight_decay", "cg_tolerance")
+        at_least(1, self, "max_cg", "num_pairs", "gradient_factor", "curvature_factor")
+        share(self, "carry")
+        require(0 < self.theta < 1, f"theta must lie between 0 and 1, got {self.theta:g}")
+        require(0 <= self.switch_share <= 1, f"switch_share must lie in [0, 1], got {self.switch_share:g}")
         for name in ("gradient_cap", "curvature_cap", "gradient_start", "curvature_start"):
             require(0 < getattr(self, name) <= 1, f"{name} must be in (0, 1], got {getattr(self, name)}")
         require(0 < self.held_out < 1, f"held_out must lie between 0 and 1, got {self.held_out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hemstitch.train._options._checks import require
+from hemstitch.train._options._checks import at_least, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,4 +78,5 @@ class OrderAverageOptions:
     order: Literal["average", "single"] = "average"
 
     def __post_init__(self) -> None:
-        require(self.num_parts >= 2, f"num_parts must be at least 2, got {self.num_parts}")
+        at_least(2, self, "num_parts")
+        at_least(0, self, "strength")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hemstitch.train._options._checks import at_least, require
+from hemstitch.train._options._checks import above, at_least, require
+
+_LONGEST = 1e6
+"""Seconds that one can wait for: 11 days."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,8 @@ class WorkerProcesses:
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, f"workers must be at least 1, got {self.workers}")
-        require(self.timeout > 0, f"timeout must be > 0 seconds, got {self.timeout}")
+        require(0 < self.timeout <= _LONGEST,
+                f"timeout must be > 0 and at most {_LONGEST:g} seconds, got {self.timeout}")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +124,20 @@ class SimulatedCluster:
     straggle_factor: float = 10.0
     cluster_seed: int = 0
 
+    def __post_init__(self) -> None:
+        at_least(0, self, "compute_seconds", "compute_variation", "latency", "bandwidth", "cluster_seed")
+        above(0, self, "slow_factor", "straggle_factor")
+        for name in ("slow_share", "straggle_probability"):
+            require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name):g}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VirtualAveraging(AveragingRule, SimulatedCluster):
     """Parameter averaging of workers that live in this process: slower, but the same to the bit on any machine."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(0, self, "cluster_seed")
+        AveragingRule.__post_init__(self)
+        SimulatedCluster.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +178,7 @@ class Decoders:
     lookahead: int = 1
 
     def __post_init__(self) -> None:
+        at_least(0, self, "decoder_fetch_seconds")
         require(self.lookahead >= 1, f"lookahead must be at least 1, got {self.lookahead}")
         require(self.decoder_fetch_seconds > 0 or not self.decoder_fetch_synchronous,
                 "decoder_fetch_synchronous needs decoder_fetch_seconds > 0")  # fmt: skip
@@ -200,7 +211,8 @@ class Replicas(Asynchronous, Decoders):
         Decoders.__post_init__(self)
         at_least(0, self, "processes", "decoders")
         require(self.snapshot_every >= 1, f"snapshot_every must be at least 1, got {self.snapshot_every}")
-        require(self.patience > 0, f"patience must be > 0 seconds, got {self.patience}")
+        require(0 < self.patience <= _LONGEST,
+                f"patience must be > 0 and at most {_LONGEST:g} seconds, got {self.patience}")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,3 +234,5 @@ class SimulatedAsynchronous(Asynchronous, Decoders, SimulatedCluster):
     def __post_init__(self) -> None:
         Asynchronous.__post_init__(self)
         Decoders.__post_init__(self)
+        SimulatedCluster.__post_init__(self)
+        at_least(0, self, "failure_seconds", "restart_seconds", "decode_seconds", "server_bandwidth")

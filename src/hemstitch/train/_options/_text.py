@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hemstitch.train._options._checks import require
+from hemstitch.train._options._checks import at_least, require, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ class LstmLanguageModel:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("embedding", "num_layers", "num_cells", "num_recurrent"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+        at_least(1, self, "embedding", "num_layers", "num_cells", "num_recurrent")
+        at_least(0, self, "num_nonrecurrent")
+        share(self, "dropout")
         width = self.num_recurrent + self.num_nonrecurrent
         require(not self.tied or self.embedding == width,
                 f"tied word vectors need embedding = num_recurrent + num_nonrecurrent = {width}, got {self.embedding}")
