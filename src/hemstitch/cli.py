@@ -34,10 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HemstitchError as error:
         print(f"hemstitch: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"hemstitch: there is not enough memory for this: lower train.batch_size, or choose a smaller network "
+              f"([model]). ({error})", file=sys.stderr)  # fmt: skip
+        return 2
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, or torch on a processor or GPU, got no memory."""
+    return isinstance(error, MemoryError) or any(s in str(error) for s in ("can't allocate memory", "out of memory"))
 
 
 def _check_command(parser: argparse.ArgumentParser, given: str) -> None:

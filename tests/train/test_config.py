@@ -5,6 +5,7 @@ import pytest
 from hemstitch.errors import ConfigError
 from hemstitch.train import load_recipe
 from hemstitch.train._recipe import restore_recipe
+from hemstitch.train._run_folder import next_run_path
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 IMAGES = '[data]\nkind = "images"\nsource = "x"\n'
@@ -65,6 +66,8 @@ def test_a_recipe_survives_the_run_folder(tmp_path):
         ("[train]\nepochs = true\n", [], r"expected integer, got bool"),
         ("", ["--train.epochs", "many"], r"train.epochs = 'many' \(command line\): expected integer, got str"),
         ("", ["--model.hidden", "300"], r"expected list of integer, got int"),
+        ("", ["--update.lr", "1e300"], r"update.lr = 1e\+300 \(command line\): expected a finite number of at most"),
+        ("", ["--seed", str(2**70)], r"seed = \d+ \(command line\): expected 0 or above, below 2\^63"),
         ("", ["--train.epochs", "0"], r"\[train\]: epochs must be at least 1, got 0"),
         ("", ["--train.non_finite", "ignore"], r"expected one of 'raise', 'skip', 'roll-back'"),
         ("", ["--update.lr"], r"--update.lr needs a value"),
@@ -93,14 +96,21 @@ def test_a_mistake_is_answered_with_key_origin_and_remedy(tmp_path, text, settin
         ("parallel.kind=simulated-async", "parallel.cluster_seed=-1", "cluster_seed must be at least 0"),
         ("parallel.kind=simulated-async", "parallel.decode_seconds=-1", "decode_seconds must be at least 0"),
         ("parallel.kind=simulated-async", "parallel.decoder_fetch_seconds=-1", "decoder_fetch_seconds must be"),
-        ("parallel.kind=data-parallel", "parallel.timeout=1e300", "timeout must be > 0 and at most 1e"),
-        ("parallel.kind=async", "parallel.patience=1e300", "patience must be > 0 and at most 1e"),
+        ("parallel.kind=data-parallel", "parallel.timeout=1e30", "timeout must be > 0 and at most 1e"),
+        ("parallel.kind=async", "parallel.patience=1e30", "patience must be > 0 and at most 1e"),
         ("order.kind=order-average", "order.strength=-1", "strength must be at least 0"),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_its_name_before_anything_is_read(tmp_path, kind, setting, message):
     with pytest.raises(ConfigError, match=message):
         load_recipe(write(tmp_path, IMAGES), [f"--{kind}", f"--{setting}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("a b", "a b-1"), ("../../x", "x-1"), ("a\0[b]", "a-b-1"), ("", "run-1"), ("日本", "日本-1")]
+)
+def test_runs_stay_in_their_folder_whatever_their_name(tmp_path, name, folder):
+    assert next_run_path(tmp_path, name) == tmp_path / folder
 
 
 def test_a_recipe_that_extends_itself_is_refused(tmp_path):

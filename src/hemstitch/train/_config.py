@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import sys
 import tomllib
 import types
 import typing
@@ -138,6 +137,9 @@ def _literal(text: str) -> Any:
         return text
 
 
+LARGEST = 3e38
+"""What single precision can hold."""
+
 SYNONYMS = {"learning_rate": "lr", "num_epochs": "epochs", "max_epochs": "epochs", "batch": "batch_size"}
 
 
@@ -187,9 +189,9 @@ def coerce(value: Any, hint: Any, key: str, origin: str) -> Any:
         if isinstance(value, str | Path):
             return Path(value)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if abs(value) <= sys.float_info.max:
+        if abs(value) <= LARGEST:
             return float(value)
-        raise ConfigError(f"{key} = {value!r} ({origin}): expected a finite number")
+        raise ConfigError(f"{key} = {value!r} ({origin}): expected a finite number of at most {LARGEST:g}")
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     hint_of_list = ""

@@ -62,7 +62,7 @@ class ImageTask:
             (inputs, test_inputs), (targets, test_targets) = ((x[rest], x[self.test_ids]) for x in pooled)
         mean, deviation = inputs.mean(), inputs.std()
         order = torch.randperm(len(inputs), generator=generator(options.dev_seed))
-        num_dev = round(options.dev_share * len(inputs))
+        num_dev = max(1, min(len(inputs) - 1, round(options.dev_share * len(inputs))))
         dev, train = order[:num_dev].sort().values, order[num_dev:].sort().values
         self.device = device
         self.parts = {

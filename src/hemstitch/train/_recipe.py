@@ -146,8 +146,8 @@ def resolve(values: Values) -> Recipe:
         key: coerce(*grouped.get("", {}).get(key, (default, "default"))[:1], hint, key, _origin_of(values, key))
         for key, (hint, default, _) in TOP_LEVEL.items()
     }
-    if top["seed"] < 0:
-        raise ConfigError(f"seed = {top['seed']} ({_origin_of(values, 'seed')}): expected 0 or above")
+    if not 0 <= top["seed"] < 2**63:
+        raise ConfigError(f"seed = {top['seed']} ({_origin_of(values, 'seed')}): expected 0 or above, below 2^63")
     sections = {}
     for section in applicable:
         fields = {k: v for k, v in grouped.get(section, {}).items() if section not in kinds or k != "kind"}

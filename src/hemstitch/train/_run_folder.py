@@ -191,8 +191,9 @@ class RunFolder:
 
 
 def next_run_path(root: Path, name: str) -> Path:
-    """``root/name-1``, or the next free number."""
-    taken = [int(m[1]) for p in root.glob(f"{name}-*") if (m := re.fullmatch(rf"{re.escape(name)}-(\d+)", p.name))]
+    """``root/name-1``, or the next free number; what does not go into file names becomes a hyphen."""
+    name = re.sub(r"[^\w .,=+()-]+", "-", name).strip(".- ")[:100] or "run"
+    taken = [int(m[1]) for p in root.glob("*") if (m := re.fullmatch(rf"{re.escape(name)}-(\d+)", p.name))]
     return root / f"{name}-{max(taken, default=0) + 1}"
 
 

@@ -17,6 +17,13 @@ def at_least(bound: float, options: object, *names: str) -> None:
             require(value >= bound, f"{name} must be at least {bound:g}, got {value:g}")
 
 
+def at_most(bound: int, options: object, *names: str) -> None:
+    """Refuse options above ``bound``."""
+    for name in names:
+        value = getattr(options, name)
+        require(value <= bound, f"{name} must be at most {bound}, got {value}")
+
+
 def above(bound: float, options: object, *names: str) -> None:
     """Refuse options that are not above ``bound``."""
     for name in names:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hemstitch.train._options._checks import above, at_least, require
+from hemstitch.train._options._checks import above, at_least, at_most, require
 
 _LONGEST = 1e6
 """Seconds that one can wait for: 11 days."""
+_MOST = 10_000
+"""Workers, more than anybody has; a mistyped number must not be tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,8 @@ class WorkerProcesses:
     address: str = ""
 
     def __post_init__(self) -> None:
-        require(self.workers >= 1, f"workers must be at least 1, got {self.workers}")
+        at_least(1, self, "workers")
+        at_most(_MOST, self, "workers")
         require(0 < self.timeout <= _LONGEST,
                 f"timeout must be > 0 and at most {_LONGEST:g} seconds, got {self.timeout}")  # fmt: skip
 
@@ -72,6 +75,7 @@ class AveragingRule:
     combine: int = 0
 
     def __post_init__(self) -> None:
+        at_most(_MOST, self, "workers", "final_workers")
         require(self.workers >= 1 and self.final_workers >= 0, "workers must be >= 1 and final_workers >= 0, got "
                 f"{self.workers} and {self.final_workers}")  # fmt: skip
         require(self.every >= 1 and self.margin >= 0 and self.combine >= 0,
@@ -157,8 +161,8 @@ class Asynchronous:
     shards: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("replicas", "fetch_every", "shards"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(1, self, "replicas", "fetch_every", "shards")
+        at_most(_MOST, self, "replicas", "shards")
 
 
 @dataclass(frozen=True, kw_only=True)

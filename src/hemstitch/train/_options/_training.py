@@ -46,3 +46,4 @@ class Training:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("checkpoint_every", "clip", "max_non_finite", "threads"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require(self.threads <= 1024, f"threads must be at most 1024, got {self.threads}")
