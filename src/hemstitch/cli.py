@@ -1,4 +1,4 @@
-"""The command line: subcommands only. Each one imports what it needs, so that help answers at once."""
+"""The command line: subcommands and their flags; what they do is in ``_actions``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hemstitch
-from hemstitch.errors import ConfigError, HemstitchError
+from hemstitch import _actions as do
+from hemstitch.errors import HemstitchError
 
 SETTINGS = "Settings of the recipe: --section.field VALUE, as often as needed (train.epochs, update.lr ...)."
 
@@ -81,8 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_reproduce(commands)
     _add_speech(commands)
     _add_data(commands)
-    _add(commands, "list", _list, "recipes, kinds of parts and importers")
-    _add(commands, "doctor", _doctor, "what this machine has, and what is missing")
+    _add(commands, "list", do.list, "recipes, kinds of parts and importers")
+    _add(commands, "doctor", do.doctor, "what this machine has, and what is missing")
     parser.set_defaults(known=tuple(commands.choices))
     return parser
 
@@ -117,31 +118,31 @@ def _add_train(commands):  # type: ignore[no-untyped-def]
     )
     command.add_argument("--dry-run", action="store_true", help="show shapes, parameters, passes, memory; do not train")
     command.add_argument("--quiet", action="store_true", help="say only the result")
-    command.set_defaults(function=_train, takes_settings=True, parser=command)
+    command.set_defaults(function=do.train, takes_settings=True, parser=command)
 
 
 def _add_runs(commands):  # type: ignore[no-untyped-def]
-    command = _add(commands, "resume", _resume, "continue a run that was stopped or killed, with its own settings")
+    command = _add(commands, "resume", do.resume, "continue a run that was stopped or killed, with its own settings")
     command.add_argument("run", type=Path)
     command.add_argument("--quiet", action="store_true", help="say only the result")
     command = _add(
-        commands, "decode", _decode, "recognise a part of the corpus with a trained run", takes_settings=True
+        commands, "decode", do.decode, "recognise a part of the corpus with a trained run", takes_settings=True
     )
     command.add_argument("run", type=Path)
     command.add_argument("--part", default="test", choices=("dev", "test"), help="which part (default: test)")
     _add_details(command)
     command.epilog = "Settings: --decode.beam VALUE and so on."
-    command = _add(commands, "score", _score, "word error rate of a transcript against a reference")
+    command = _add(commands, "score", do.score, "word error rate of a transcript against a reference")
     command.add_argument("reference", type=Path, help="text file: utterance id, then the words; or a run folder")
     command.add_argument("hypothesis", type=Path, nargs="?", help="text file of the same form")
-    command = _add(commands, "report", _report, "write the HTML report of a run")
+    command = _add(commands, "report", do.report, "write the HTML report of a run")
     command.add_argument("run", type=Path)
-    command = _add(commands, "compare", _compare, "compare runs in one HTML page; seeds of one recipe belong together")
+    command = _add(commands, "compare", do.compare, "compare runs in one HTML page; seeds of a recipe belong together")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     command.add_argument(
         "--out", type=Path, default=Path("comparison.html"), help="the page (default: comparison.html)"
     )
-    command = _add(commands, "export", _export, "write metrics, log-likelihoods or the network for another program")
+    command = _add(commands, "export", do.export, "write metrics, log-likelihoods or the network for another program")
     command.add_argument("run", type=Path)
     command.add_argument("--to", choices=("tensorboard", "csv", "loglikelihoods", "onnx"), default="tensorboard")
     command.add_argument("--out", type=Path, help="target folder or file (default: inside the run folder)")
@@ -150,7 +151,7 @@ def _add_runs(commands):  # type: ignore[no-untyped-def]
 
 
 def _add_experiments(commands):  # type: ignore[no-untyped-def]
-    command = _add(commands, "sweep", _sweep, "tune a recipe on the dev part, the cost told", takes_settings=True)
+    command = _add(commands, "sweep", do.sweep, "tune a recipe on the dev part, the cost told", takes_settings=True)
     command.add_argument("recipe", help="a TOML file, or the name of a recipe from `hemstitch list`")
     command.add_argument("--over", action="append", required=True, metavar="KEY=VALUE,...",
                          help="values to try, such as update.lr=0.01,0.03,0.1; repeat for other settings")  # fmt: skip
@@ -160,7 +161,7 @@ def _add_experiments(commands):  # type: ignore[no-untyped-def]
                          help="do not step beyond the end of the grid where the best lies there")  # fmt: skip
     command.add_argument("--stop-hopeless", action="store_true", help="stop runs that are far behind the best so far")
     _add_many_runs(command, default_seeds="", which="the recipe's own")
-    command = _add(commands, "cross-validate", _cross_validate,
+    command = _add(commands, "cross-validate", do.cross_validate,
                    "is one method better than another, by how much, how sure", takes_settings=True)  # fmt: skip
     command.add_argument("methods", nargs="+", metavar="METHOD", help="a recipe, or the folder of a finished sweep")
     command.add_argument("--folds", type=int, default=5, help="how many the speakers are dealt out to (default: 5)")
@@ -171,7 +172,7 @@ def _add_experiments(commands):  # type: ignore[no-untyped-def]
 
 
 def _add_plan(commands):  # type: ignore[no-untyped-def]
-    command = _add(commands, "plan", _plan, "time, staleness and cost of many workers on a described cluster",
+    command = _add(commands, "plan", do.plan, "time, staleness and cost of many workers on a described cluster",
                    takes_settings=True)  # fmt: skip
     command.add_argument("recipe", help="a TOML file, or the name of a recipe from `hemstitch list`; its [parallel] "
                          "section, of kind simulated-async or virtual-averaging, describes the cluster")  # fmt: skip
@@ -183,7 +184,7 @@ def _add_plan(commands):  # type: ignore[no-untyped-def]
 
 
 def _add_reproduce(commands):  # type: ignore[no-untyped-def]
-    command = _add(commands, "reproduce", _reproduce, "re-run tables and figures of the papers, values beside ours")
+    command = _add(commands, "reproduce", do.reproduce, "re-run tables and figures of the papers, values beside ours")
     command.add_argument("entries", nargs="*", metavar="ENTRY", help="such as paper-5/figure-2, paper-5, or all")
     command.add_argument("--list", action="store_true", help="what there is, what it costs, what came out")
     command.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop", help="default: laptop")
@@ -205,12 +206,12 @@ def _add_many_runs(command, default_seeds, which):  # type: ignore[no-untyped-de
 
 
 def _add_speech(commands):  # type: ignore[no-untyped-def]
-    command = _add(commands, "align", _align, "write when which word and phone was said")
+    command = _add(commands, "align", do.align, "write when which word and phone was said")
     command.add_argument("run", type=Path)
     command.add_argument("--part", default="train", choices=("train", "dev", "test"), help="default: train")
     command.add_argument("--format", choices=("ctm", "textgrid"), default="ctm")
     command.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: inside the run folder)")
-    command = _add(commands, "transcribe", _transcribe, "recordings to words with a trained run", takes_settings=True)
+    command = _add(commands, "transcribe", do.transcribe, "recordings to words with a trained run", takes_settings=True)
     command.add_argument("run", type=Path)
     command.add_argument("files", type=Path, nargs="+", metavar="FILE")
     command.add_argument("--format", choices=("text", "json", "ctm", "textgrid"), default="text")
@@ -220,7 +221,7 @@ def _add_speech(commands):  # type: ignore[no-untyped-def]
     command.add_argument("--resample", action="store_true", help="convert other sampling rates on the way")
     _add_details(command)
     command.epilog = "Settings: --decode.beam VALUE and so on."
-    command = _add(commands, "rescore", _rescore, "n-best lists of a run judged by a language model of another",
+    command = _add(commands, "rescore", do.rescore, "n-best lists of a run judged by a language model of another",
                    takes_settings=True)  # fmt: skip
     command.add_argument("run", type=Path)
     command.add_argument("model", type=Path, help="a run on text, such as of the recipe text-rnnlm")
@@ -243,12 +244,12 @@ def _add_details(command):  # type: ignore[no-untyped-def]
 
 
 def _add_data(commands):  # type: ignore[no-untyped-def]
-    command = _add(commands, "data", _data, "make a corpus folder with an importer, or check one", takes_settings=True)
+    command = _add(commands, "data", do.data, "make a corpus folder by an importer, or check one", takes_settings=True)
     command.add_argument("importer", help="name of an importer (see `hemstitch list`), or `check`")
     command.add_argument("folder", type=Path, help="the corpus folder")
     command.add_argument("--source", type=Path, help="what the importer reads")
     command.epilog = "Options of the importer: --name VALUE."
-    command = _add(commands, "lm", _lm, "estimate an n-gram language model for a corpus")
+    command = _add(commands, "lm", do.lm, "estimate an n-gram language model for a corpus")
     command.add_argument("folder", type=Path, help="the corpus folder; the ARPA file is written into it")
     command.add_argument("--order", type=int, default=3, metavar="N", help="length of the n-grams (default: 3)")
     command.add_argument("--method", choices=("kneser-ney", "witten-bell"), default="kneser-ney",
@@ -256,178 +257,10 @@ def _add_data(commands):  # type: ignore[no-untyped-def]
     command.add_argument("--split", default="train", help="part whose transcripts are counted (default: train)")
     command.add_argument("--text", type=Path, metavar="FILE", help="count these sentences, one a line, instead")
     command.add_argument("--out", metavar="NAME", help="name of the file (default: N-gram.arpa)")
-    command = _add(commands, "download", _download, "fetch public data, verified; without a name, list what there is")
+    command = _add(commands, "download", do.download, "fetch public data, verified; without a name, list what there is")
     command.add_argument("name", nargs="?")
     command.add_argument("folder", type=Path, nargs="?", default=Path("data"), help="default: data")
     command.add_argument("--checksum", default="", help="where none is known: sha256:HEX, md5:HEX or unverified")
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    if arguments.recipe is None:
-        arguments.parser.print_help()
-        return 0 if arguments.wants_help else 2
-    settings = [*arguments.settings, *(["--train.device", arguments.device] if arguments.device else [])]
-    if arguments.wants_help:
-        arguments.parser.print_help()
-        return commands.show_settings(arguments.recipe, settings)
-    if arguments.print_config:
-        return commands.print_config(arguments.recipe, settings)
-    if arguments.dry_run:
-        return commands.show_dry_run(arguments.recipe, settings)
-    return commands.train(arguments.recipe, settings, arguments.run, arguments.quiet)
-
-
-def _resume(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    return commands.resume(arguments.run, arguments.quiet)
-
-
-def _decode(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    return commands.decode(arguments.run, arguments.part, arguments.settings, commands.Details.of(arguments))
-
-
-def _score(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    return commands.score(arguments.reference, arguments.hypothesis)
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from hemstitch.report import write_report
-
-    print(write_report(arguments.run))
-    return 0
-
-
-def _compare(arguments: argparse.Namespace) -> int:
-    from hemstitch.report import write_comparison
-
-    print(write_comparison(arguments.runs, arguments.out))
-    return 0
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    from hemstitch.report import export_csv, export_tensorboard
-
-    if arguments.to in ("loglikelihoods", "onnx"):
-        from hemstitch import commands
-
-        if arguments.to == "onnx":
-            print(commands.export_onnx(arguments.run, arguments.out, arguments.frames))
-        else:
-            print(commands.export_loglikelihoods(arguments.run, arguments.part, arguments.out))
-    elif arguments.to == "csv":
-        print(export_csv(arguments.run, arguments.out or arguments.run / "metrics.csv"))
-    else:
-        print(export_tensorboard(arguments.run, arguments.out or arguments.run / "tensorboard"))
-    return 0
-
-
-def _sweep(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    return commands.run_sweep(
-        arguments.recipe, arguments.settings, arguments.over, seeds=arguments.seeds, out=arguments.out,
-        by=arguments.by, refine=arguments.refine, stop_hopeless=arguments.stop_hopeless, quiet=arguments.quiet,
-    )  # fmt: skip
-
-
-def _cross_validate(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    return commands.run_cross_validation(
-        arguments.methods, arguments.settings, folds=arguments.folds, seeds=arguments.seeds,
-        fold_seed=arguments.fold_seed, out=arguments.out, official=arguments.official, quiet=arguments.quiet,
-    )  # fmt: skip
-
-
-def _reproduce(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    if arguments.markdown:
-        return commands.write_markdown(*arguments.markdown)
-    if arguments.combinations:
-        return commands.write_combinations(arguments.combinations)
-    if arguments.list or not arguments.entries:
-        return commands.list_entries(arguments.out, arguments.scale)
-    return commands.reproduce(arguments.entries, arguments.scale, arguments.out, arguments.keep, arguments.quiet)
-
-
-def _align(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    return commands.align(arguments.run, arguments.part, arguments.format, arguments.out)
-
-
-def _transcribe(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    return commands.transcribe(arguments.run, arguments.files, arguments.format, arguments.out, arguments.settings,
-                               arguments.longest, arguments.resample, commands.Details.of(arguments))  # fmt: skip
-
-
-def _rescore(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    try:
-        weights = [float(weight) for weight in arguments.weights.split(",")]
-    except ValueError:
-        raise ConfigError(f"--weights must be numbers such as 0,0.5,1, got {arguments.weights!r}") from None
-    return commands.rescore(arguments.run, arguments.model, arguments.part, arguments.best, weights,
-                            arguments.lattice_beam, arguments.settings)  # fmt: skip
-
-
-def _data(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    if arguments.importer == "check":
-        if arguments.settings:
-            raise ConfigError(f"`data check` takes no options, got {' '.join(arguments.settings)}")
-        return commands.check_corpus(arguments.folder)
-    return commands.import_corpus(arguments.importer, arguments.source, arguments.folder, arguments.settings)
-
-
-def _lm(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    return commands.estimate_language_model(arguments.folder, arguments.order, arguments.method, arguments.split,
-                                            arguments.text, arguments.out)  # fmt: skip
-
-
-def _download(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    return commands.download(arguments.name, arguments.folder, arguments.checksum)
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-    from hemstitch.parallel import Prices
-
-    prices = Prices(worker=arguments.worker_price, server=arguments.server_price)
-    try:
-        workers = [int(count) for count in arguments.workers.split(",") if count]
-    except ValueError:
-        raise ConfigError(f"--workers takes numbers such as 1,4,16, got {arguments.workers!r}") from None
-    return commands.show_plan(arguments.recipe, arguments.settings, workers, prices, arguments.samples,
-                              arguments.parameters)  # fmt: skip
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    return commands.show_lists()
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from hemstitch import commands
-
-    return commands.doctor()
 
 
 if __name__ == "__main__":
