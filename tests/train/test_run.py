@@ -73,6 +73,23 @@ def test_a_stopped_run_continues_to_the_same_bits(tiny_recipe, tmp_path, whole, 
     assert_same_run(resume(tmp_path / "stopped", QUIET), whole)
 
 
+def test_a_run_asked_to_stop_in_its_last_look_stops_there(tiny_recipe, tmp_path, whole, monkeypatch):
+    from hemstitch.train import _loop
+
+    original = _loop.Loop.end_epoch
+
+    def end_epoch(loop):
+        original(loop)
+        loop.stop_requested = loop.finished
+
+    monkeypatch.setattr(_loop.Loop, "end_epoch", end_epoch)
+    with pytest.raises(Interrupted):
+        train(load_recipe(tiny_recipe), tmp_path / "stopped", QUIET)
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    monkeypatch.setattr(_loop.Loop, "end_epoch", original)
+    assert_same_run(resume(tmp_path / "stopped", QUIET), whole)
+
+
 METHODS = {
     "natural gradient": ["--gradient.kind", "natural", "--update.kind", "max-change-sgd", "--update.lr", "0.3"],
     "backstitch": ["--backstitch.scale", "0.3", "--backstitch.interval", "2", "--backstitch.warmup_steps", "9"],

@@ -128,6 +128,8 @@ class Loop:
                         if self.at_rest:
                             self.save()
                         raise Interrupted
+                if self.should_stop:  # asked during the last look, which has saved
+                    raise Interrupted
         finally:
             getattr(self.strategy, "close", lambda: None)()
             for number, handler in handlers.items():
