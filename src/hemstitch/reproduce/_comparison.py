@@ -50,7 +50,7 @@ METHODS: Mapping[str, tuple[Settings, str, tuple[float, ...], int]] = {
 """Settings; what is tuned, on which grid (the sweep steps beyond its ends); epochs that make about 4 passes."""
 
 SEQUENCE_RATES: Mapping[str, tuple[float, ...]] = {
-    "AdamW": (1e-3, 2e-3), "momentum SGD": (0.01, 0.03), "natural gradient": (0.5, 1.0),
+    "AdamW": (2e-3, 6e-3), "momentum SGD": (0.01, 0.03), "natural gradient": (0.5, 1.0),
     "natural gradient + backstitch": (0.5, 1.0), "Hessian-free, 7 steps": (0.3, 1.0),
     "average of 4 workers": (0.5, 1.0), "asynchronous, 10 replicas": (0.5, 1.0),
 }  # fmt: skip
