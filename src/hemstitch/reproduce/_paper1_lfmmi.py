@@ -163,6 +163,10 @@ NETWORKS: Mapping[str, Mapping[Scale, Settings]] = {
 }  # fmt: skip
 
 
+NOISE = 0.1
+"""Relative differences of word error rates below this are within the noise of the held-out words at scale laptop."""
+
+
 def _recurrent(scale: Scale, network: str, settings: Settings) -> Part:
     """An LF-MMI run of one output layer, so that losses in training and afterwards are of the same kind.
 
@@ -205,7 +209,7 @@ def _held_out(result: Mapping[str, Any]) -> float:
 
 def recurrent(results: Results) -> Outcome:
     """Word errors, objectives and the gap between them; the curves of Figure 1."""
-    rows, said, better = [], [], []
+    rows, said, better, clear = [], [], [], []
     paper = {"tdnn-lstm": "8.5 % to 10.0 %", "blstm": "5.8 % to 7.6 %"}  # AMI and Switchboard
     for network in NETWORKS:
         rates, gaps = [], []
@@ -222,12 +226,13 @@ def recurrent(results: Results) -> Outcome:
         rows.append(Row(quantity=f"relative reduction of the word error rate by backstitch, {network}",
                         paper=paper[network], ours=reduction, seeds=seeds, percent=True))  # fmt: skip
         better += [rates[1] < rates[0], gaps[1] < gaps[0]]
+        clear.append(reduction >= NOISE)
         said.append(f"{network}: word errors {'fewer' if better[-2] else 'not fewer'}, gap between dev and training "
                     f"objective {'smaller' if better[-1] else 'not smaller'}")  # fmt: skip
     curves = [Line(label=f"{name.rpartition(',')[0]}, {part}", **result[f"{part}_curve"])
               for name, result in results.items() if name.endswith("seed 1") for part in ("dev", "train")]
     return Outcome(
-        verdict="reproduced" if all(better) else "partly" if any(better) else "not reproduced",
+        verdict="reproduced" if all(better + clear) else "partly" if any(better) else "not reproduced",
         summary="LF-MMI on AN4 from alignments, with backstitch 1.0 on every fourth minibatch, as many epochs and a "
                 f"quarter more passes than without. {'; '.join(said)}. Word errors are of 1,297 words at scale laptop, "
                 "searched with a 2-gram of the training transcripts: differences of less than a tenth are within the "
